@@ -1,0 +1,51 @@
+"""Options, markers and settings that every test shares."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+import torch
+
+if importlib.util.find_spec("hypothesis") is not None:  # absent in the run with no extra installed
+    from hypothesis import HealthCheck, settings
+
+    # The same examples every time, and no limit on how long one takes: a busy machine is no fault.
+    settings.register_profile(
+        "ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    # New examples each time and more of them: pytest --hypothesis-profile explore
+    settings.register_profile(
+        "explore", settings.get_profile("ci"), derandomize=False, max_examples=1000
+    )
+    settings.load_profile("ci")
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # no test opens a window
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores among themselves already
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --slow."""
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_report_header() -> list[str]:
+    """Name what the results depend on."""
+    asserts = "on" if __debug__ else "off (python -O)"
+    return [f"torch {torch.__version__}, {torch.get_num_threads()} threads, asserts {asserts}"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what this run or this machine cannot do, with the reason."""
+    no_compiler = os.environ.get("CTFLOW_NO_COMPILER")
+    reasons = {
+        "slow": None if config.getoption("--slow") else "slow; run with --slow",
+        "gpu": None if torch.cuda.is_available() else "no CUDA device",
+        "compiler": f"compiled tests are off: {no_compiler}" if no_compiler else None,
+    }
+    for item in items:
+        for marker, reason in reasons.items():
+            if reason is not None and item.get_closest_marker(marker) is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
