@@ -1,0 +1,55 @@
+# Two commands do everything on a fresh machine: `make reproduce` and `make test`.
+
+# PYTHON, TORCH and PIP_ARGS, given as `make test TORCH=system` or in the environment, reach
+# .ci/environment.sh through the environment. Paths here are relative: the folder may have spaces.
+python = .venv/bin/python
+bare = .venv-bare/bin/python
+pytest = . ./.ci/compiler.sh && $(python) -m pytest
+
+.PHONY: help environment reproduce test lint types unit optimized bare clean
+.NOTPARALLEL:
+
+help:
+	@echo 'make reproduce  set up .venv, train an ODE-Net on real digits, compare the backends'
+	@echo 'make test       set up .venv, then everything below'
+	@echo 'make lint       style and format'
+	@echo 'make types      static types'
+	@echo 'make unit       the tests, the examples in docstrings, README.md and docs/'
+	@echo 'make optimized  the tests under python -O, where assert statements vanish'
+	@echo 'make bare       the tests with no optional extra installed'
+	@echo 'make clean      remove the environments and caches'
+	@echo
+	@echo 'PYTHON=python3.12   the Python to use; otherwise the first of python3, python3.13,'
+	@echo '                    python3.12 and python3.11 that is at least 3.11'
+	@echo 'TORCH=system        use the torch (2.11 or newer) which that Python has'
+	@echo 'PIP_ARGS="..."      arguments for pip, to name a mirror or the index of a CPU build of torch'
+
+environment:
+	@sh .ci/environment.sh
+
+reproduce: environment
+	$(python) -m ctflow.cli reproduce digits
+	@echo 'The results are in reproductions/results/digits/'
+
+test: lint types unit optimized bare
+
+lint: environment
+	$(python) -m ruff check
+	$(python) -m ruff format --check
+
+types: environment
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(python) -m pyright
+
+unit: environment
+	$(pytest) -n 2 --doctest-modules ctflow tests
+
+optimized: environment
+	PYTHONOPTIMIZE=1; export PYTHONOPTIMIZE; $(pytest) -n 2 tests --ignore=tests/property
+
+bare: environment
+	$(python) .ci/bare_environment.py .venv-bare
+	. ./.ci/compiler.sh && $(bare) -m pytest tests
+
+clean:
+	rm -rf .venv .venv-bare .hypothesis .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
