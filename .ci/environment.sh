@@ -66,13 +66,13 @@ pip_install() {
 
 announce() {
     if [ "${TORCH:-}" = system ]; then
-        echo "Installing into $venv: about 0.3 GB to download; torch is the one that $venv sees already."
+        echo "Installing into $venv: about 0.2 GB to download; torch is the one that $venv sees already."
         return
     fi
     cat <<END
 Installing into $venv. To download, unless pip has it at hand:
-  torch       0.2 GB as a CPU build; 2 to 4 GB as the default build for Linux, with its CUDA libraries
-  all others  0.3 GB
+  torch       0.2 GB as a CPU build; 2.7 GB as the default build for Linux, with its CUDA libraries
+  all others  0.2 GB
 PIP_ARGS="..." goes to pip, to name the index of a CPU build of torch, or a mirror.
 TORCH=system takes the torch (2.11 or newer) that your Python has, instead of a new one.
 END
