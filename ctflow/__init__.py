@@ -1,0 +1,31 @@
+"""ctflow: neural differential equations in PyTorch, with solvers that swap by one argument."""
+
+from ctflow.api import odeint, solve
+from ctflow.backends.protocol import Solver, Tolerances
+from ctflow.errors import (
+    BackendUnavailable,
+    CtflowError,
+    InvalidProblem,
+    SolveFailed,
+    Unsupported,
+)
+from ctflow.problem import ODEProblem
+from ctflow.solution import Solution, Stats, Status
+
+__all__ = [
+    "BackendUnavailable",
+    "CtflowError",
+    "InvalidProblem",
+    "ODEProblem",
+    "Solution",
+    "SolveFailed",
+    "Solver",
+    "Stats",
+    "Status",
+    "Tolerances",
+    "Unsupported",
+    "odeint",
+    "solve",
+]
+
+__version__ = "0.1.0.dev0"

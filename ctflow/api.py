@@ -1,0 +1,129 @@
+"""The functions users call: thin, one return type each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from ctflow.backends import registry
+from ctflow.backends.protocol import Backend, Gradient, Solver, check, resolve
+from ctflow.errors import CtflowError, InvalidProblem
+from ctflow.problem import ODEProblem
+from ctflow.solution import Solution, raise_if_failed
+from ctflow.state import State
+
+__all__ = ["as_solver", "odeint", "solve"]
+
+S = TypeVar("S", bound="State")
+
+
+def odeint(  # noqa: PLR0913 - the one signature every user of the field knows
+    f: Any,  # noqa: ANN401 - any callable; ODEProblem checks it
+    y0: S,
+    t: Tensor | Sequence[float],
+    *,
+    backend: str | Backend | None = None,
+    method: str | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    gradient: Gradient | None = None,
+    solver: Solver | str | None = None,
+    args: Any = None,  # noqa: ANN401 - handed to f as it is
+    params: Iterable[Tensor] | None = None,
+) -> S:
+    """Integrate  dy/dt = f(t, y)  from y0 at t[0] and return the state at every t.
+
+    Args:
+        f: The dynamics, `f(t, y)`, or `f(t, y, args)` where `args` is given.
+        y0: Initial state at `t[0]`: a tensor, or tensors in tuples, lists and dicts.
+        t: Output times, [T], strictly monotone, either direction.
+        backend: Who solves: "native", "torchdiffeq", any installed plug-in, or a backend object.
+        method: "dopri5" and the like.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance, in units of `y`.
+        gradient: "direct", "checkpointed" or "adjoint".
+        solver: A `Solver` with all settings (fixed step, coupling, limits), or a backend's name;
+            the keywords above replace its fields.
+        args: Third argument of `f`; gradients reach its tensors.
+        params: Tensors wanted a gradient for that ctflow could not find by itself.
+
+    Returns:
+        The structure of `y0`, each leaf [T, *shape]; entry 0 is `y0`. Differentiable with respect
+        to `y0`, `t`, `args`, `params` and whatever `f` reaches.
+
+    Raises:
+        InvalidProblem: If the input makes no sense.
+        Unsupported: If the backend cannot do what is asked.
+        BackendUnavailable: If there is no such backend here.
+        SolveFailed: If any sample did not reach the last time; carries the partial `Solution`.
+
+    Example:
+        >>> import torch
+        >>> y = odeint(lambda t, y: -y, torch.tensor([1.0, 2.0]), [0.0, 1.0])
+        >>> y.shape
+        torch.Size([2, 2])
+    """
+    settings = {"backend": backend, "method": method, "rtol": rtol, "atol": atol, "gradient": gradient}
+    given = {name: value for name, value in settings.items() if value is not None}
+    problem = ODEProblem(f, y0, t, params=params, args=args)  # pyright: ignore[reportArgumentType] - normalises t, params
+    return raise_if_failed(solve(problem, replace(as_solver(solver), **given))).y  # pyright: ignore[reportArgumentType]
+
+
+def solve(problem: ODEProblem, solver: Solver | str | None = None) -> Solution:
+    """Solve a problem and return all that was found out; failures are values.
+
+    Args:
+        problem: What is asked.
+        solver: How: a `Solver`, the name of a backend, or None for the defaults.
+
+    Returns:
+        A `Solution`; where a sample failed, `status` says so and `y` holds NaN from there on.
+
+    Raises:
+        InvalidProblem: If the input makes no sense.
+        Unsupported: If the backend cannot do what is asked.
+        BackendUnavailable: If there is no such backend here.
+
+    Example:
+        >>> import torch
+        >>> problem = ODEProblem(lambda t, y: y**2, torch.tensor([1.0]), [0.0, 2.0])
+        >>> solution = solve(problem)  # y = 1 / (1 - t) blows up at t = 1
+        >>> solution.ok, bool(solution.y[1].isnan())
+        (False, True)
+    """
+    if not isinstance(problem, ODEProblem):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidProblem(
+            f"`problem` must be an ODEProblem, got {type(problem).__name__}. "
+            "Build one, or call odeint(f, y0, t)."
+        )
+    settings = as_solver(solver)
+    backend = registry.get(settings.backend)
+    full = resolve(problem, settings, backend)
+    try:
+        check(problem, full, backend)
+    except InvalidProblem:
+        raise
+    except CtflowError:  # say who could: the other backends are imported only now
+        check(problem, full, backend, [registry.get(name) for name in registry.available()])
+    return backend.solve(problem, full)
+
+
+def as_solver(solver: Solver | str | None) -> Solver:
+    """The settings meant by a `Solver`, a backend's name, or None.
+
+    Raises:
+        InvalidProblem: If it is none of these.
+    """
+    if solver is None:
+        return Solver()
+    if isinstance(solver, str):
+        return Solver(backend=solver)
+    if not isinstance(solver, Solver):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidProblem(
+            f"`solver` must be a Solver or the name of a backend, got {type(solver).__name__}. "
+            "Write Solver(backend=..., rtol=...)."
+        )
+    return solver

@@ -1,0 +1,6 @@
+"""Who answers: the interface that every backend has, and the registry that finds one by name."""
+
+from ctflow.backends.protocol import Backend, Feature, Solver, Tolerances
+from ctflow.backends.registry import available, get, register
+
+__all__ = ["Backend", "Feature", "Solver", "Tolerances", "available", "get", "register"]

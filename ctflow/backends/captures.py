@@ -1,0 +1,327 @@
+"""Tensors that `f` reads beside t and y, so that every one of them gets its gradient.
+
+A gradient method that leaves autograd's own graph (checkpointed, adjoint) must name its inputs.
+What `f` reaches through a module, a closure, an attribute or a global is found in two ways that
+back each other up: a walk over the places where `f` could keep a tensor, and a walk over the graph
+of one evaluation, which shows what was really used. In the backward pass each place is given back
+the tensor of the forward pass (so `functional_call`, a new context, a changed buffer do no harm),
+and each tensor with a history of its own is cut off behind a detached copy, so that its gradient is
+handed to that history exactly once.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ctflow.backends.field import Field
+from ctflow.errors import InvalidProblem, Unsupported
+from ctflow.problem import ODEProblem
+from ctflow.state import flatten_args
+
+__all__ = ["Captures", "refuse_second", "sequence_number"]
+
+_LONGEST = 1_000  # entries of a container that are looked at; a data set is not a parameter
+_MOST = 50_000  # objects that are looked at
+_MODULE_PARTS = frozenset(vars(nn.Module()))
+
+
+class _Place(NamedTuple):
+    """One place where a tensor is kept: a dict or list with a key, or a closure's cell."""
+
+    container: Any
+    key: Any
+
+    def get(self) -> object:
+        """What is there now."""
+        try:
+            return self.container.cell_contents if self.key is None else self.container[self.key]
+        except (KeyError, IndexError, ValueError):
+            return None
+
+    def put(self, value: object) -> None:
+        """Put something there, past any property or setter."""
+        if self.key is None:
+            self.container.cell_contents = value
+        else:
+            self.container[self.key] = value
+
+    @property
+    def settable(self) -> bool:
+        """Whether `put` works."""
+        return not isinstance(self.container, tuple | frozenset)
+
+
+class Captures:
+    """The tensors of one solve that a gradient is wanted for, and where `f` finds them.
+
+    Args:
+        problem: Whose `f`, `args` and `params` are looked through.
+        field: The field that evaluates this `f`; its `args` are replaced in the backward pass.
+
+    Attributes:
+        inputs: Tensors that require a gradient; `discover` may add to them.
+    """
+
+    def __init__(self, problem: ODEProblem, field: Field) -> None:
+        self._field = field
+        self._args, self._rebuild = flatten_args(problem.args)
+        self._places: dict[int, tuple[Tensor, list[_Place]]] = {}
+        for tensor, place in _tensors_in(problem.f):
+            self._places.setdefault(id(tensor), (tensor, []))[1].append(place)
+        self._in_args = {id(x) for x in self._args if _wants_grad(x) and not x.is_leaf}
+        found = [x for x in self._args if _wants_grad(x)]
+        found += [x for x in problem.params or () if x.requires_grad]
+        found += [x for x, _ in self._places.values() if x.requires_grad and x.is_leaf]
+        self.inputs: tuple[Tensor, ...] = tuple({id(x): x for x in found}.values())
+
+    def discover(self, evaluated: Tensor, state: Tensor, marker: int) -> None:
+        """Add what one evaluation reached beyond the places that are known.
+
+        Args:
+            evaluated: What the field returned, with its graph.
+            state: The leaf that the field was evaluated at.
+            marker: `sequence_number()` from just before the evaluation.
+
+        Raises:
+            Unsupported: If `f` reached a computed tensor that cannot be found or cannot be cut off.
+        """
+        known = {id(x) for x in (*self.inputs, state)}
+        edges = {_edge(x): x for x in self._computed()}
+        for reached in _boundary(evaluated, marker):
+            if isinstance(reached, Tensor):
+                found = reached
+            elif reached in edges:
+                found = edges[reached]
+            else:
+                raise Unsupported(_unreachable(reached))
+            if id(found) not in known:
+                known.add(id(found))
+                self.inputs += (found,)
+        self._check_cut()
+
+    def recheck(self, evaluated: Tensor, stage: Tensor, marker: int, leaves: Iterable[Tensor],
+                t: Tensor) -> None:
+        """Refuse an evaluation of the backward pass that reached something new.
+
+        Raises:
+            Unsupported: If a branch taken late used a tensor that the forward pass could not name.
+        """
+        known = {id(x) for x in leaves}
+        stage_edge = _edge(stage) if stage.grad_fn is not None else None
+        for reached in _boundary(evaluated, marker):
+            if isinstance(reached, Tensor):
+                if id(reached) in known or reached is stage:
+                    continue
+                shape = list(reached.shape)
+            elif reached == stage_edge:
+                continue
+            else:
+                shape = "unknown"
+            raise Unsupported(
+                f"`f` used a tensor of shape {shape} at t={t.flatten()[0].item():.6g} that it had "
+                "not used at the start and that is kept where ctflow cannot find it, so its "
+                "gradient would be lost. Pass it in `args=` or `params=`, or use gradient='direct'."
+            )
+
+    @contextmanager
+    def cut(self) -> Iterator[tuple[Tensor, ...]]:
+        """Give every place its tensor of the forward pass back, computed ones cut off.
+
+        Yields:
+            For each of `inputs`, the leaf that now stands in its place.
+        """
+        leaves = tuple(x if x.is_leaf else x.detach().requires_grad_() for x in self.inputs)
+        stand_in = {id(x): leaf for x, leaf in zip(self.inputs, leaves, strict=True)}
+        undo: list[tuple[_Place, object]] = []
+        args = self._field.args
+        try:
+            if stand_in.keys() & self._in_args:
+                self._field.args = self._rebuild([stand_in.get(id(x), x) for x in self._args])
+            for tensor, places in self._places.values():
+                wanted = stand_in.get(id(tensor), tensor)
+                for place in places:
+                    now = place.get()
+                    if now is not wanted and place.settable:
+                        place.put(wanted)
+                        undo.append((place, now))
+            yield leaves
+        finally:
+            self._field.args = args
+            for place, before in reversed(undo):
+                place.put(before)
+
+    def _computed(self) -> Iterator[Tensor]:
+        """Every known tensor with a history: an edge of the graph identifies it."""
+        kept = (x for x, _ in self._places.values())
+        return (x for x in (*self.inputs, *kept) if x.grad_fn is not None)
+
+    def _check_cut(self) -> None:
+        for x in self.inputs:
+            if x.is_leaf or id(x) in self._in_args:
+                continue
+            places = self._places.get(id(x), (x, []))[1]
+            if not any(place.settable for place in places):
+                raise Unsupported(
+                    f"`f` uses a computed tensor of shape {list(x.shape)} kept where it cannot be "
+                    "replaced, so its gradient would be lost. Pass it in `args=`, or use "
+                    "gradient='direct'."
+                )
+
+
+class _Edge(NamedTuple):
+    """A place in autograd's graph: output `number` of `node`."""
+
+    node: Any
+    number: int
+
+
+def sequence_number() -> int:
+    """Number that the next node of autograd's graph will get in this thread."""
+    return torch._C._autograd._get_sequence_nr()  # pyright: ignore
+
+
+def _edge(x: Tensor) -> _Edge:
+    edge = torch.autograd.graph.get_gradient_edge(x)
+    return _Edge(edge.node, edge.output_nr)
+
+
+def _boundary(output: Tensor, marker: int) -> Iterator[Tensor | _Edge]:
+    """Leaves that a graph reaches, and edges into what existed before the marker."""
+    if not output.requires_grad:
+        return
+    stack: list[_Edge] = [_edge(output)]
+    seen: set[_Edge] = set()
+    while stack:
+        edge = stack.pop()
+        if edge in seen:
+            continue
+        seen.add(edge)
+        if type(edge.node).__name__ == "AccumulateGrad":
+            yield edge.node.variable
+        elif edge.node._sequence_nr() < marker:
+            yield edge
+        else:
+            stack.extend(_Edge(node, n) for node, n in edge.node.next_functions if node is not None)
+
+
+def _unreachable(edge: _Edge) -> str:
+    shape = list(edge.node._input_metadata[edge.number].shape)
+    return (
+        f"`f` uses a computed tensor of shape {shape} (made by {edge.node.name()}) that is neither "
+        "an attribute nor in a closure where ctflow could find it, so its gradient would be lost. "
+        "Pass it in `args=`, or use gradient='direct'."
+    )
+
+
+def _wants_grad(x: object) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad
+
+
+def _tensors_in(f: object) -> Iterator[tuple[Tensor, _Place]]:
+    """Every tensor that can be reached from f by attribute, closure, default, global or item."""
+    seen: set[int] = set()
+    stack: list[object] = [f]
+    while stack and len(seen) < _MOST:
+        owner = stack.pop()
+        if id(owner) in seen:
+            continue
+        seen.add(id(owner))
+        for place in _places_in(owner):
+            value = place.get()
+            if isinstance(value, Tensor):
+                yield value, place
+            elif not isinstance(value, _DULL):
+                stack.append(value)
+
+
+_DULL = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType,
+         torch.dtype, torch.device, torch.Size, torch.Generator)
+
+
+def _places_in(owner: object) -> Iterator[_Place]:
+    """Places of an object that may hold a tensor, or something that holds one."""
+    if isinstance(owner, nn.Module):
+        attributes = vars(owner)
+        for part in ("_parameters", "_buffers", "_modules"):
+            yield from _items(attributes[part])
+        yield from (_Place(attributes, key) for key in list(attributes) if key not in _MODULE_PARTS)
+    elif isinstance(owner, types.FunctionType):
+        yield from (_Place(cell, None) for cell in owner.__closure__ or ())
+        yield from _items(owner.__defaults__ or ())
+        yield from _items(owner.__kwdefaults__ or {})
+        names = [name for name in _names_used(owner.__code__) if name in owner.__globals__]
+        yield from (_Place(owner.__globals__, name) for name in names)
+    elif isinstance(owner, types.MethodType):
+        yield from _items((owner.__self__, owner.__func__))
+    elif isinstance(owner, functools.partial):
+        partial = cast("functools.partial[Any]", owner)
+        yield from _items((partial.func,))
+        yield from _items(partial.args)
+        yield from _items(partial.keywords)
+    elif isinstance(owner, Mapping | list | tuple):
+        yield from _items(cast("Any", owner))
+    elif isinstance(attributes := getattr(owner, "__dict__", None), dict):
+        yield from _items(cast("dict[str, Any]", attributes))
+        wrapped = getattr(type(owner), "__call__", None)
+        if isinstance(wrapped, types.FunctionType):
+            yield from _items((wrapped,))
+
+
+def _items(container: Any) -> Iterator[_Place]:  # noqa: ANN401
+    if len(container) > _LONGEST:
+        return
+    keys = list(container) if isinstance(container, Mapping) else range(len(container))
+    for key in keys:
+        yield _Place(container, key)
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_used(code: types.CodeType) -> tuple[str, ...]:
+    """Global names that a function and the functions inside it may read."""
+    inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
+    return (*code.co_names, *(name for other in inner for name in _names_used(other)))
+
+
+class _Refusal(torch.autograd.Function):
+    """The identity; differentiating through it says why that would be wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, name: str, *inputs: Tensor) -> Tensor:  # noqa: ANN401, ARG004
+        """Hand the gradient on."""
+        ctx.name = name
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:  # noqa: ANN401
+        """Refuse."""
+        raise Unsupported(
+            f"gradient={ctx.name!r} cannot be differentiated a second time (its backward pass is "
+            "not recorded). Use gradient='direct' on the native backend."
+        )
+
+
+def refuse_second(
+    gradients: Iterable[Tensor | None], name: str, inputs: Iterable[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """First derivatives that raise where someone differentiates them again.
+
+    Args:
+        gradients: What a backward pass computed without a graph.
+        name: The gradient method, for the message.
+        inputs: Tensors that the gradients depend on.
+
+    Returns:
+        The same numbers; under `create_graph=True` with a node behind them that raises.
+    """
+    if not torch.is_grad_enabled():
+        return tuple(gradients)
+    needed = tuple(x for x in inputs if x.requires_grad)
+    apply: Callable[..., Tensor] = _Refusal.apply
+    return tuple(None if g is None else apply(g, name, *needed) for g in gradients)

@@ -1,0 +1,69 @@
+"""The user's `f` as a function of the flat state: what every backend integrates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctflow.errors import InvalidProblem
+from ctflow.problem import ODEProblem
+from ctflow.state import Layout
+
+__all__ = ["Field"]
+
+_NEEDS_GRAD = "does not require grad"  # torch's words when f differentiates under no_grad
+
+
+class Field:
+    """dy/dt of a problem on flat tensors.
+
+    Args:
+        problem: Whose `f` and `args` are used.
+        layout: How the flat state [B, N] maps to the user's.
+
+    Attributes:
+        args: Third argument of `f`; a gradient method may put tensors of its own in its place.
+    """
+
+    def __init__(self, problem: ODEProblem, layout: Layout) -> None:
+        self._f: Callable[..., Any] = problem.f
+        self._has_args = problem.args is not None
+        self.layout = layout
+        self.args: Any = problem.args
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        """Evaluate `f` once.
+
+        Args:
+            t: Times [B], in the dtype of y.
+            y: States [B, N].
+
+        Returns:
+            dy/dt, [B, N].
+
+        Raises:
+            InvalidProblem: If `f` returns another structure, shape, dtype or device than the
+                state's, or changes its input in place.
+        """
+        layout = self.layout
+        version = None if y.is_inference() else y._version
+        time, state = layout.time(t), layout.unpack(y)
+        try:
+            dy = self._f(time, state, self.args) if self._has_args else self._f(time, state)
+        except RuntimeError as error:
+            if _NEEDS_GRAD in str(error) and not torch.is_grad_enabled():
+                raise InvalidProblem(
+                    "`f` differentiates with respect to its input, but the solver calls it with "
+                    f"gradients off, got: {error}. Wrap the inner derivative in "
+                    "`with torch.enable_grad():` and call `y.requires_grad_()`, or use torch.func."
+                ) from error
+            raise
+        if version is not None and y._version != version:
+            raise InvalidProblem(
+                "`f` must not change its input, got a state modified in place. Use out-of-place "
+                "operations (`y * 2`, not `y.mul_(2)`)."
+            )
+        return layout.pack_derivative(dy)

@@ -1,0 +1,1 @@
+"""ctflow's own reference solver: eager, readable, and the one copy of the mathematics."""

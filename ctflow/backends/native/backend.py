@@ -1,0 +1,142 @@
+"""`backend="native"`: turns portable settings into a method, a control and a gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ctflow.backends.captures import Captures, sequence_number
+from ctflow.backends.field import Field
+from ctflow.backends.native.control import Adaptive, Control, Fixed
+from ctflow.backends.native.gradients import checkpointed, direct
+from ctflow.backends.native.gradients.times import attach, shift
+from ctflow.backends.native.loop import Integration, Outcome
+from ctflow.backends.native.observers import SaveAt
+from ctflow.backends.native.tableau import METHODS, Tableau
+from ctflow.backends.protocol import Feature, Solver, resolved
+from ctflow.errors import InvalidProblem
+from ctflow.problem import ODEProblem
+from ctflow.solution import Counts, Solution, Stats
+from ctflow.state import Layout
+
+__all__ = ["NativeBackend"]
+
+
+@dataclass(frozen=True)
+class NativeBackend:
+    """ctflow's own explicit Runge-Kutta solver.
+
+    Args:
+        tableau: A method of your own, in place of the one that `Solver.method` names.
+        control: A step-size control of your own, in place of `Solver.step`, `rtol` and `atol`.
+
+    Example:
+        >>> import torch
+        >>> from ctflow import Solver, odeint
+        >>> from ctflow.backends.native.control import OnGrid
+        >>> frozen = Solver(backend=NativeBackend(control=OnGrid(torch.linspace(0, 1, 11))))
+        >>> float(odeint(lambda t, y: y, torch.ones(1), [0.0, 1.0], solver=frozen)[-1])
+        2.718281...
+    """
+
+    tableau: Tableau | None = None
+    control: Control | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in messages and tables."""
+        return "native"
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What it can do."""
+        return frozenset(Feature) - {Feature.ADJOINT}
+
+    def refuse(self, problem: ODEProblem, solver: Solver) -> list[str]:
+        """Reasons why it cannot do what is asked."""
+        reasons: list[str] = []
+        method = self.tableau or METHODS.get(solver.method or "dopri5")
+        if method is None:
+            known = ", ".join(METHODS)
+            reasons.append(f"method={solver.method!r} is not one of {known}")
+        elif method.e is None and solver.step is None and self.control is None:
+            reasons.append(
+                f"method={method.name!r} has no error estimate to adapt its steps by; give "
+                "Solver(step=...)"
+            )
+        if solver.gradient == "adjoint":
+            reasons.append("gradient='adjoint' is not offered here yet")
+        if solver.backward is not None:
+            reasons.append("`backward` tolerances belong to gradient='adjoint'")
+        return reasons
+
+    @torch.compiler.disable
+    def solve(self, problem: ODEProblem, solver: Solver) -> Solution:
+        """Solve with complete settings; see `ctflow.backends.Backend.solve`."""
+        layout = Layout.of(problem.y0, per_sample=solver.coupling == "per_sample")
+        field = Field(problem, layout)
+        times = _own_dtype(problem.t).expand(layout.batch, -1)
+        plan = Integration(
+            self.tableau or METHODS[str(solver.method)],
+            self.control or _control(solver),
+            times.detach(),
+            solver.max_steps,
+        )
+        y0 = layout.pack(problem.y0)
+        out, outcome, unfinished = _run(problem, str(solver.gradient), plan, field, y0, times)
+        backward = Counts.zeros(layout.batch) if solver.gradient == "direct" else None
+        stats = Stats(resolved(solver, self), outcome.counts, backward, outcome.trace)
+        unfinished.append(stats)
+        y = layout.unpack(out)
+        return Solution(problem.t, y, outcome.status, stats, outcome.stops)
+
+
+def _run(  # noqa: PLR0913
+    problem: ODEProblem, gradient: str, plan: Integration, field: Field, y0: Tensor, times: Tensor
+) -> tuple[Tensor, Outcome, list[Stats]]:
+    """States at the output times by the gradient method asked for, or by none if none is needed."""
+    if not torch.is_grad_enabled():
+        return _plain(plan, field, y0, None)
+    if gradient == "direct":
+        start = shift(field, times[:, 0], y0, -1.0) if times.requires_grad else y0
+        out, outcome = direct.run(plan, field, start)
+        return attach(field, times, y0, out, outcome, record=True), outcome, []
+    captures = Captures(problem, field)
+    leaf = y0.detach().requires_grad_()
+    marker = sequence_number()
+    reached = field(plan.span.t0.to(y0.dtype), leaf)
+    captures.discover(reached, leaf, marker)
+    f0 = reached.detach()
+    if not (captures.inputs or y0.requires_grad or times.requires_grad):
+        with torch.no_grad():
+            return _plain(plan, field, y0, f0)
+    start = shift(field, times[:, 0], y0, -1.0, f0) if times.requires_grad else y0
+    out, outcome, unfinished = checkpointed.run(plan, field, captures, start, f0)
+    return attach(field, times, y0, out, outcome, record=False), outcome, unfinished
+
+
+def _plain(
+    plan: Integration, field: Field, y0: Tensor, f0: Tensor | None
+) -> tuple[Tensor, Outcome, list[Stats]]:
+    """The loop alone."""
+    save = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0)
+    outcome = plan(field, y0, f0, [save])
+    return save.result(), outcome, []
+
+
+def _control(solver: Solver) -> Control:
+    if solver.step is not None:
+        return Fixed(solver.step)
+    if solver.rtol is None or solver.atol is None:
+        raise InvalidProblem(
+            f"adaptive steps need `rtol` and `atol`, got rtol={solver.rtol}, atol={solver.atol}. "
+            "Call ctflow.solve, which completes them."
+        )
+    return Adaptive(solver.rtol, solver.atol)
+
+
+def _own_dtype(t: Tensor) -> Tensor:
+    """Times in their own dtype: float64 where the device has it."""
+    return t.float() if t.device.type == "mps" else t.double()

@@ -1,0 +1,210 @@
+"""How large the next step is, and whether the last one counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ctflow.backends.native.step import FlatField, Step, combine
+from ctflow.backends.native.tableau import Tableau
+from ctflow.errors import InvalidProblem
+
+__all__ = ["Adaptive", "Control", "Fixed", "OnGrid", "Span", "Verdict"]
+
+
+class Span(NamedTuple):
+    """The time interval of every sample.
+
+    Attributes:
+        t0: Start, [B].
+        t1: End, [B].
+        direction: +1 or -1, [B].
+    """
+
+    t0: Tensor
+    t1: Tensor
+    direction: Tensor
+
+
+class Verdict(NamedTuple):
+    """What a control says of a step.
+
+    Attributes:
+        accepted: Whether it counts, bool [B].
+        size: Positive size of the next step, [B], in time's own dtype; 0 gives the sample up.
+        finite: Whether everything was finite, bool [B].
+    """
+
+    accepted: Tensor
+    size: Tensor
+    finite: Tensor
+
+
+class Control(Protocol):
+    """Chooses step sizes. All tensors are detached: no gradient passes through a control."""
+
+    def first(
+        self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
+    ) -> tuple[Tensor, int]:
+        """Size of the first step, [B], and how many evaluations it took to find it."""
+        ...
+
+    def end(self, t: Tensor, size: Tensor, span: Span) -> Tensor:
+        """Where a step of this size that starts at t should end, [B]; the loop cuts it at t1."""
+        ...
+
+    def judge(self, tableau: Tableau, step: Step, size: Tensor) -> Verdict:
+        """Whether the step counts, and the size of the next one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Integral control of the local error: accept where  rms(err / (atol + rtol |y|)) <= 1.
+
+    Args:
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+        safety: Factor on the step that the error estimate suggests.
+        shrink: Smallest factor from one step to the next.
+        grow: Largest factor from one step to the next.
+
+    Source:
+        Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, section II.4, eq. 4.11
+        to 4.13, and its starting step size (page 169). |y| is the larger of both ends.
+    """
+
+    rtol: float
+    atol: float
+    safety: float = 0.9
+    shrink: float = 0.2
+    grow: float = 10.0
+
+    def first(
+        self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
+    ) -> tuple[Tensor, int]:
+        """Hairer's starting step: one Euler probe, kept inside the interval."""
+        length = (span.t1 - span.t0).abs()
+        scale = y0.abs() * self.rtol + self.atol
+        d0, d1 = _rms(y0 / scale), _rms(f0 / scale)
+        tiny = (d0 < 1e-5) | (d1 < 1e-5)
+        h0 = torch.where(tiny, 1e-6, 0.01 * d0 / d1).to(length.dtype)
+        h0 = torch.minimum(h0, length)
+        t = span.t0 + span.direction * h0
+        t = torch.where(h0 == length, span.t1, t)
+        signed = (span.direction * h0).to(y0.dtype).unsqueeze(-1)
+        f1 = field(t.to(y0.dtype), torch.addcmul(y0, f0, signed))
+        d2 = _rms((f1 - f0) / scale) / h0
+        steepest = torch.maximum(d1, d2)
+        flat = torch.clamp(h0 * 1e-3, min=1e-6)
+        curved = (0.01 / steepest) ** (1 / (_error_order(tableau) + 1))
+        h1 = torch.where(steepest <= 1e-15, flat, curved)
+        h = torch.minimum(100 * h0, h1)
+        h = torch.where(torch.isfinite(h), h, h0)
+        return torch.minimum(h.to(length.dtype), length), 1
+
+    def end(self, t: Tensor, size: Tensor, span: Span) -> Tensor:
+        """One step of this size."""
+        return torch.addcmul(t, span.direction, size)
+
+    def judge(self, tableau: Tableau, step: Step, size: Tensor) -> Verdict:
+        """Accept by the error estimate; a non-finite one means reject and shrink."""
+        if tableau.e is None:
+            raise InvalidProblem(
+                f"method {tableau.name!r} has no error estimate for adaptive steps, got step=None. "
+                "Give Solver(step=...), or take bosh3, dopri5 or tsit5."
+            )
+        error = combine(tableau.e, step.k) * step.h
+        scale = torch.maximum(step.y0.abs(), step.y1.abs()) * self.rtol + self.atol
+        ratio = _rms(error / scale)
+        finite = torch.isfinite(ratio) & torch.isfinite(scale).all(dim=1)
+        accepted = finite & (ratio <= 1)
+        factor = self.safety * ratio ** (-1 / (_error_order(tableau) + 1))
+        factor = torch.where(finite, factor, self.shrink).clamp(self.shrink, self.grow)
+        factor = torch.where(accepted, factor.clamp(min=1.0), factor.clamp(max=1.0))
+        taken = (step.t1 - step.t0).abs()  # may be shorter than `size`: the last step is cut
+        return Verdict(accepted, taken * factor.to(taken.dtype), finite)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Steps of one size, the last one shorter where it does not fit.
+
+    Args:
+        size: The step, positive, in units of time.
+    """
+
+    size: float
+
+    def first(
+        self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
+    ) -> tuple[Tensor, int]:
+        """The step, without any evaluation."""
+        return torch.full_like(span.t0, self.size), 0
+
+    def end(self, t: Tensor, size: Tensor, span: Span) -> Tensor:
+        """One step further."""
+        return torch.addcmul(t, span.direction, size)
+
+    def judge(self, tableau: Tableau, step: Step, size: Tensor) -> Verdict:
+        """Accept whatever is finite."""
+        return _accept_finite(step, size)
+
+
+@dataclass(frozen=True, eq=False)
+class OnGrid:
+    """Steps that end at given times, whatever the error: a frozen step grid.
+
+    For finite differences, which an adaptive solve would falsify by moving its steps, and to
+    repeat the steps of an earlier solve (`solution.stats.step_times`).
+
+    Args:
+        nodes: Times to step on, [K] in any order; those outside the interval are left out, its
+            ends are nodes always. To step on output times, put them among the nodes.
+    """
+
+    nodes: Tensor
+
+    def __post_init__(self) -> None:
+        """Refuse what is no grid."""
+        if self.nodes.dim() != 1 or not bool(torch.isfinite(self.nodes).all()):
+            raise InvalidProblem(
+                f"`nodes` must be [K] finite times, got shape {list(self.nodes.shape)}. "
+                "Take solution.stats.step_times[0]."
+            )
+
+    def first(
+        self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
+    ) -> tuple[Tensor, int]:
+        """Length of the interval: the grid alone decides."""
+        return (span.t1 - span.t0).abs(), 0
+
+    def end(self, t: Tensor, size: Tensor, span: Span) -> Tensor:
+        """The next node after t."""
+        nodes = self.nodes.detach().to(t).unsqueeze(0)
+        ahead = (nodes - t.unsqueeze(1)) * span.direction.unsqueeze(1)
+        distance = torch.where(ahead > 0, ahead, torch.inf)
+        nearest = distance.argmin(dim=1)
+        node = self.nodes.detach().to(t)[nearest]
+        return torch.where(torch.isfinite(distance.amin(dim=1)), node, span.t1)
+
+    def judge(self, tableau: Tableau, step: Step, size: Tensor) -> Verdict:
+        """Accept whatever is finite."""
+        return _accept_finite(step, size)
+
+
+def _accept_finite(step: Step, size: Tensor) -> Verdict:
+    finite = torch.isfinite(step.y1).all(dim=1)
+    return Verdict(finite, torch.where(finite, size, 0.0), finite)
+
+
+def _rms(x: Tensor) -> Tensor:
+    """Root mean square over the variables of each sample: [B, N] -> [B]."""
+    return torch.linalg.vector_norm(x, dim=1) * x.shape[1] ** -0.5
+
+
+def _error_order(tableau: Tableau) -> int:
+    return tableau.order if tableau.error_order is None else tableau.error_order

@@ -1,0 +1,192 @@
+"""Keep the accepted steps, redo each in the backward pass: direct's numbers in far less memory."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ctflow.backends.captures import Captures, refuse_second, sequence_number
+from ctflow.backends.native.gradients.replay import exchange, well
+from ctflow.backends.native.interpolate import evaluate
+from ctflow.backends.native.loop import Integration, Outcome
+from ctflow.backends.native.observers import Hits, Recorded, RecordGrid, SaveAt
+from ctflow.backends.native.step import FlatField, rk_step
+from ctflow.errors import InvalidProblem
+from ctflow.solution import Counts, Stats
+
+__all__ = ["run"]
+
+_DRIFT = 1e-4  # a redone step may differ by rounding (devices sum in any order), not by more
+
+
+def run(
+    plan: Integration, field: FlatField, captures: Captures, y0: Tensor, f0: Tensor
+) -> tuple[Tensor, Outcome, list[Stats]]:
+    """Solve without a graph and let the backward pass redo one step at a time.
+
+    Args:
+        plan: Method, control, times, limit.
+        field: dy/dt on flat tensors.
+        captures: What `field` reads beside t and y.
+        y0: Initial state, [B, N].
+        f0: `field` there, detached.
+
+    Returns:
+        States at the output times, [T, B, N]; how the solve went; and a list into which the
+        caller puts the `Stats` that the backward pass shall complete.
+
+    Cost:
+        Memory of one state for each accepted step. Backward: every accepted step again (one
+        evaluation less than stages under first-same-as-last), with its vector-Jacobian products.
+    """
+    job = _Job(plan, field, captures, f0.detach(), [], [])
+    out: Tensor = _Checkpointed.apply(job, y0, *captures.inputs)  # pyright: ignore
+    return out, job.outcomes[0], job.stats
+
+
+class _Job(NamedTuple):
+    """What forward and backward share; forward fills `outcomes`, the caller `stats`."""
+
+    plan: Integration
+    field: FlatField
+    captures: Captures
+    f0: Tensor
+    outcomes: list[Outcome]
+    stats: list[Stats]
+
+
+class _Checkpointed(torch.autograd.Function):
+    """The solve as one node of autograd's graph."""
+
+    @staticmethod
+    def forward(ctx: Any, job: _Job, y0: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ANN401
+        """Run the loop and keep its steps."""
+        plan = job.plan
+        save, record = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0), RecordGrid()
+        job.outcomes.append(plan(job.field, y0, job.f0, [save, record]))
+        ctx.save_for_backward(y0, *inputs)
+        ctx.job, ctx.kept = job, list(zip(record.steps, save.hits, strict=True))
+        ctx.autocast = _Autocast.now(y0.device.type)
+        return save.result()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
+        """Redo the steps from last to first."""
+        y0, *inputs = ctx.saved_tensors  # also checks that nothing was changed in place
+        job: _Job = ctx.job
+        with torch.no_grad(), ctx.autocast.again():
+            found = _pull_back(job, ctx.kept, gradients[0])
+        asked = [None if not need else g
+                 for g, need in zip(found, ctx.needs_input_grad[1:], strict=True)]
+        return None, *refuse_second(asked, "checkpointed", (gradients[0], y0, *inputs))
+
+
+def _pull_back(
+    job: _Job, kept: list[tuple[Recorded, Hits]], g: Tensor
+) -> list[Tensor | None]:
+    """Gradient of y0 and of each captured tensor, from that of the outputs g [T, B, N]."""
+    source = well(job.outcomes[0])
+    total: list[Tensor | None] = [None] * len(job.captures.inputs)
+    if source is None:
+        return [torch.zeros_like(g[0]), *total]
+    if job.outcomes[0].stops:  # a failed sample is a constant
+        g = torch.where((job.outcomes[0].status == 0).to(g.device).unsqueeze(1), g, 0.0)
+    a = torch.zeros_like(g[0])
+    y_after: Tensor | None = None
+    with job.captures.cut() as leaves:
+        watched = _Watched(job, leaves)
+        for step, hits in reversed(kept):
+            step = Recorded(*(exchange(source, x) for x in step))
+            a, shares, y1 = _pull_back_step(watched, leaves, step, hits, a, g)
+            for i, share in enumerate(shares):
+                total[i] = _add(total[i], share)
+            _check_same(y1, y_after)
+            y_after = step.y0
+    n_redone = torch.full_like(job.outcomes[0].counts.n_steps, watched.n_f_evals)
+    n_steps = torch.full_like(n_redone, len(kept))
+    for stats in job.stats:
+        stats.backward = Counts(n_redone, n_steps, n_steps, torch.zeros_like(n_steps))
+    return [a + g[0], *total]
+
+
+def _pull_back_step(
+    field: _Watched, leaves: tuple[Tensor, ...], kept: Recorded, hits: Hits, a: Tensor, g: Tensor
+) -> tuple[Tensor, tuple[Tensor | None, ...], Tensor]:
+    """Cotangent of one step's start and of the leaves, from that of its end and of its outputs."""
+    tableau = field.job.plan.tableau
+    with torch.enable_grad():
+        y0 = kept.y0.detach().requires_grad_()
+        field.last_needed = _needs_last_stage(tableau.fsal, kept, hits)
+        step = rk_step(field, tableau, kept.t0, kept.t1, y0, None)
+        outputs, cotangents = [step.y1], [a]
+        if len(hits.row):
+            outputs.append(evaluate(tableau, step, hits.row, hits.times))
+            cotangents.append(g[hits.column, hits.row])
+    da, *shares = torch.autograd.grad(outputs, (y0, *leaves), cotangents, allow_unused=True)
+    return torch.zeros_like(a) if da is None else da, tuple(shares), step.y1.detach()
+
+
+def _needs_last_stage(fsal: bool, kept: Recorded, hits: Hits) -> bool:
+    """Whether the stage at the end of the step enters an output inside it."""
+    return not fsal or bool((kept.t1[hits.row] != hits.times).any())
+
+
+class _Watched:
+    """The field in the backward pass: counted, skipped where it cannot matter, and watched."""
+
+    def __init__(self, job: _Job, leaves: tuple[Tensor, ...]) -> None:
+        self.job = job
+        self.n_f_evals = 0
+        self.last_needed = True
+        self._leaves = leaves
+        self._stage = 0
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        """Evaluate, and refuse what the forward pass could not have known."""
+        self._stage = self._stage % self.job.plan.tableau.stages + 1
+        if self._stage == self.job.plan.tableau.stages and not self.last_needed:
+            return torch.zeros_like(y)
+        self.n_f_evals += 1
+        marker = sequence_number()
+        dy = self.job.field(t, y)
+        self.job.captures.recheck(dy, y, marker, self._leaves, t)
+        return dy
+
+
+def _check_same(y1: Tensor, recorded: Tensor | None) -> None:
+    """Raise if redoing a step gave another state than the one the forward pass went on from."""
+    if recorded is None:
+        return
+    off = (y1 - recorded).abs().amax()
+    if not bool(off <= _DRIFT * (1 + recorded.abs().amax())):
+        raise InvalidProblem(
+            f"`f` must give the same value twice, got a state that differs by {float(off):.2g} when "
+            "a step was redone in the backward pass. Remove dropout and other noise from `f`, keep "
+            "batch norm in eval mode, and change nothing it reads before backward; or use "
+            "gradient='direct'."
+        )
+
+
+def _add(total: Tensor | None, share: Tensor | None) -> Tensor | None:
+    if total is None or share is None:
+        return share if total is None else total
+    return total + share
+
+
+class _Autocast(NamedTuple):
+    """Autocast as it was in the forward pass."""
+
+    device: str
+    dtype: torch.dtype
+    enabled: bool
+
+    @classmethod
+    def now(cls, device: str) -> _Autocast:
+        """Read the present state."""
+        return cls(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+
+    def again(self) -> torch.autocast:
+        """A context with that state; its weight cache is off, because steps are redone one by one."""
+        return torch.autocast(self.device, self.dtype, self.enabled, cache_enabled=False)

@@ -1,0 +1,59 @@
+"""Back-propagate through the solver: autograd records the accepted steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ctflow.backends.native.gradients.replay import exchange, well
+from ctflow.backends.native.loop import Integration, Outcome
+from ctflow.backends.native.observers import RecordGrid, SaveAt
+from ctflow.backends.native.step import FlatField, rk_step
+
+__all__ = ["run"]
+
+
+def run(plan: Integration, field: FlatField, y0: Tensor) -> tuple[Tensor, Outcome]:
+    """Solve so that autograd differentiates the accepted steps; step sizes are constants.
+
+    With one sample the loop itself is recorded: a rejected step's graph is dropped. With several,
+    the loop is run without a graph first, and its grid is then walked again with one: a loop that
+    masks rejected rows would give NaN gradients wherever a rejected trial overflowed.
+
+    Args:
+        plan: Method, control, times, limit.
+        field: dy/dt on flat tensors.
+        y0: Initial state, [B, N].
+
+    Returns:
+        States at the output times, [T, B, N], and how the solve went.
+
+    Cost:
+        Memory of every accepted step's graph. Several samples: the accepted steps twice.
+    """
+    if y0.shape[0] == 1:
+        save = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0)
+        outcome = plan(field, y0, None, [save])
+        out = save.result()
+        return (out.detach() if outcome.stops else out), outcome
+    with torch.no_grad():
+        start = y0.detach()
+        save, record = SaveAt(plan.tableau, plan.grid, plan.span.direction, start), RecordGrid()
+        outcome = plan(field, start, None, [save, record])
+        source = well(outcome)
+        if source is None:
+            return save.result(), outcome
+    again = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0)
+    y, f0 = exchange(source, y0), None
+    for kept, hits in zip(record.steps, save.hits, strict=True):
+        t0, t1 = exchange(source, kept.t0), exchange(source, kept.t1)
+        step = rk_step(field, plan.tableau, t0, t1, y, f0)
+        again.save(step, hits)
+        y, f0 = step.y1, step.k[-1] if plan.tableau.fsal else None
+    out = again.result()
+    failed = (outcome.status != 0).to(out.device).unsqueeze(1)
+    out = torch.where(failed, save.result(), out) if outcome.stops else out
+    n_again = len(record.steps) * (plan.tableau.stages - plan.tableau.fsal) + plan.tableau.fsal
+    counts = outcome.counts
+    counts.n_f_evals.add_(n_again)
+    return out, outcome

@@ -1,0 +1,246 @@
+"""The only loop: step, judge, observe, move on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ctflow.backends.native.control import Control, Span, Verdict
+from ctflow.backends.native.observers import Observer
+from ctflow.backends.native.step import FlatField, Step, rk_step
+from ctflow.backends.native.tableau import Tableau
+from ctflow.solution import Counts, Status, Stop
+
+__all__ = ["Integration", "Outcome", "integrate"]
+
+_FULL = 1e-9  # a rest shorter than this part of a step is taken along with it
+
+
+class Outcome(NamedTuple):
+    """How a solve went.
+
+    Attributes:
+        status: `Status` of each sample, int64 [B].
+        counts: What it cost.
+        stops: Where failed samples stood.
+        trace: Time after each step that moved a sample, the start first.
+    """
+
+    status: Tensor
+    counts: Counts
+    stops: tuple[Stop, ...]
+    trace: tuple[Tensor, ...]
+
+
+class Integration(NamedTuple):
+    """Everything about a solve but the field and the state: what gradient methods are handed.
+
+    Attributes:
+        tableau: The method.
+        control: Step sizes.
+        grid: Output times, [B, T], in time's own dtype, detached.
+        max_steps: Limit of attempted steps.
+    """
+
+    tableau: Tableau
+    control: Control
+    grid: Tensor
+    max_steps: int
+
+    @property
+    def span(self) -> Span:
+        """Time interval and direction of every sample."""
+        t0, t1 = self.grid[:, 0], self.grid[:, -1]
+        return Span(t0, t1, torch.sign(t1 - t0))
+
+    def __call__(
+        self, field: FlatField, y0: Tensor, f0: Tensor | None, observers: Sequence[Observer]
+    ) -> Outcome:
+        """Run the loop from y0 at the first time of the grid to the last."""
+        return integrate(self, field, y0, f0, observers)
+
+
+@dataclass
+class _Rows:
+    """Who is still on the way, and what each has cost so far."""
+
+    active: Tensor
+    n_active: int
+    status: Tensor
+    n_f_evals: Tensor
+    n_steps: Tensor
+    n_accepted: Tensor
+    stops: list[Stop]
+
+    @classmethod
+    def all(cls, like: Tensor, n_f_evals: int) -> _Rows:
+        """Every sample on its way."""
+        zeros = torch.zeros(like.shape[0], dtype=torch.int64, device=like.device)
+        active = torch.ones_like(zeros, dtype=torch.bool)
+        return cls(active, like.shape[0], zeros, zeros + n_f_evals, zeros + 0, zeros + 0, [])
+
+    def charge(self, n_f_evals: int, moved: Tensor) -> None:
+        """Count one attempted step of the samples on their way."""
+        self.n_steps += self.active
+        self.n_f_evals += self.active * n_f_evals
+        self.n_accepted += moved
+
+    def retire(self, who: Tensor) -> None:
+        """Take samples out of the loop."""
+        self.active = self.active & ~who
+        self.n_active = int(self.active.sum())
+
+    def counts(self) -> Counts:
+        """The costs as they are reported, on the CPU."""
+        columns = (self.n_f_evals, self.n_steps, self.n_accepted, self.n_steps - self.n_accepted)
+        return Counts(*(column.cpu() for column in columns))
+
+
+class _Place(NamedTuple):
+    """Where every sample stands: time [B], state [B, N], f there if known, next step size [B]."""
+
+    t: Tensor
+    y: Tensor
+    f0: Tensor | None
+    size: Tensor
+
+
+def integrate(
+    plan: Integration,
+    field: FlatField,
+    y0: Tensor,
+    f0: Tensor | None,
+    observers: Sequence[Observer],
+) -> Outcome:
+    """Step every sample from the first time of the grid to the last.
+
+    A gradient flows through accepted steps where grad mode is on; control and masks are detached.
+    A sample that has finished takes steps of length 0. One that has failed does so too, in the
+    place of a healthy one, so that nothing non-finite is evaluated on its behalf.
+
+    Args:
+        plan: Method, control, times, limit.
+        field: dy/dt on flat tensors.
+        y0: Initial state, [B, N].
+        f0: `field` there, where it is known already.
+        observers: Called after each step that moved a sample.
+
+    Returns:
+        How it went; observers hold the states.
+
+    Cost:
+        One synchronisation with the device for each step, two for a step that moves a sample.
+    """
+    span, tableau = plan.span, plan.tableau
+    f0 = field(span.t0.to(y0.dtype), y0) if f0 is None else f0
+    size, n_probes = _first_size(plan, field, span, y0, f0)
+    rows = _Rows.all(y0, 1 + n_probes)
+    place = _Place(span.t0, y0, f0, size)
+    trace = [place.t]
+    place = _drop_bad_starts(rows, place)
+    for _ in range(plan.max_steps):
+        if not rows.n_active:
+            break
+        end = _end(plan, span, rows, place)
+        step = rk_step(field, tableau, place.t, end, place.y, place.f0)
+        verdict = _judge(plan, step, place.size)
+        moved = verdict.accepted & rows.active
+        rows.charge(tableau.stages - (place.f0 is not None), moved)
+        n_moved = int(moved.sum())
+        n_before = rows.n_active
+        place = _move(tableau, step, moved, n_moved, rows, place)._replace(size=verdict.size)
+        if n_moved:
+            trace.append(place.t)
+            for observe in observers:
+                observe(step, place.t)
+            rows.retire(moved & (end == span.t1))
+        if n_moved < n_before:
+            place = _drop_stuck(rows, verdict, moved, span, place)
+    if rows.n_active:
+        _fail(rows, rows.active, torch.full_like(rows.status, Status.MAX_STEPS), place)
+    return Outcome(rows.status.cpu(), rows.counts(), tuple(rows.stops), tuple(trace))
+
+
+@torch.no_grad()
+def _first_size(
+    plan: Integration, field: FlatField, span: Span, y0: Tensor, f0: Tensor
+) -> tuple[Tensor, int]:
+    return plan.control.first(field, plan.tableau, span, y0, f0)
+
+
+@torch.no_grad()
+def _judge(plan: Integration, step: Step, size: Tensor) -> Verdict:
+    return plan.control.judge(plan.tableau, step, size)
+
+
+def _end(plan: Integration, span: Span, rows: _Rows, place: _Place) -> Tensor:
+    """End of the next step, never beyond t1; the present time for samples that have finished."""
+    end = plan.control.end(place.t, place.size, span)
+    rest = (span.t1 - end) * span.direction
+    end = torch.where(rest <= _FULL * place.size, span.t1, end)
+    return end if rows.n_active == len(rows.active) else torch.where(rows.active, end, place.t)
+
+
+def _move(
+    tableau: Tableau, step: Step, moved: Tensor, n_moved: int, rows: _Rows, place: _Place
+) -> _Place:
+    """Time, state and f after a step; samples at rest have t1 = t0 and y1 = y0 anyway."""
+    if n_moved == rows.n_active:
+        return _Place(step.t1, step.y1, step.k[-1] if tableau.fsal else None, place.size)
+    if not n_moved:
+        return place._replace(f0=step.k[0])
+    column = moved.unsqueeze(1)
+    return _Place(
+        torch.where(moved, step.t1, step.t0),
+        torch.where(column, step.y1, step.y0),
+        torch.where(column, step.k[-1], step.k[0]) if tableau.fsal else None,
+        place.size,
+    )
+
+
+@torch.no_grad()
+def _drop_bad_starts(rows: _Rows, place: _Place) -> _Place:
+    """Give up samples whose f is not finite at the start: no step could help."""
+    if place.f0 is None:
+        return place
+    bad = ~torch.isfinite(place.f0).all(dim=1)
+    if not bool(bad.any()):
+        return place
+    return _fail(rows, bad, torch.full_like(rows.status, Status.NON_FINITE), place)
+
+
+@torch.no_grad()
+def _drop_stuck(
+    rows: _Rows, verdict: Verdict, moved: Tensor, span: Span, place: _Place
+) -> _Place:
+    """Give up samples whose next step would be below the resolution of time."""
+    eps = torch.finfo(place.t.dtype).eps
+    length = (span.t1 - span.t0).abs()
+    floor = torch.maximum(16 * eps * place.t.abs(), 1e-20 * length)
+    stuck = rows.active & ~moved & (verdict.size <= floor)
+    if not bool(stuck.any()):
+        return place
+    status = torch.where(verdict.finite, int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
+    return _fail(rows, stuck, status, place)
+
+
+@torch.no_grad()
+def _fail(rows: _Rows, who: Tensor, status: Tensor, place: _Place) -> _Place:
+    """Retire failed samples and put each in the place of one that is well, if there is one."""
+    rows.status = torch.where(who, status, rows.status)
+    for sample in who.nonzero().flatten().tolist():
+        f_is_finite = place.f0 is None or bool(torch.isfinite(place.f0[sample]).all())
+        rows.stops.append(
+            Stop(sample, float(place.t[sample]), float(place.size[sample]), f_is_finite)
+        )
+    rows.retire(who)
+    well = (rows.status == Status.OK).nonzero().flatten()
+    if not len(well):
+        return place
+    source = torch.where(who, well[0], torch.arange(len(who), device=who.device))
+    f0 = None if place.f0 is None else place.f0[source]
+    return _Place(place.t[source], place.y[source], f0, place.size[source])

@@ -1,0 +1,280 @@
+"""The one argument users swap (`Solver`), what a backend must be (`Backend`), and how they meet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
+
+import torch
+
+from ctflow.errors import InvalidProblem, Unsupported
+from ctflow.problem import ODEProblem
+from ctflow.solution import Resolved, Solution
+from ctflow.state import leaves_of
+
+__all__ = ["Backend", "Coupling", "Feature", "Gradient", "Solver", "Tolerances", "check", "resolve",
+           "resolved"]
+
+Coupling: TypeAlias = Literal["shared", "per_sample"]
+Gradient: TypeAlias = Literal["direct", "checkpointed", "adjoint"]
+
+_GRADIENTS: tuple[Gradient, ...] = ("checkpointed", "direct", "adjoint")  # in order of preference
+_COUPLINGS: tuple[Coupling, ...] = ("per_sample", "shared")
+
+# Default rtol and atol. A few hundred units in the last place for the narrow dtypes: tighter
+# tolerances make the error estimate measure rounding (field notes: 462 instead of 324 backward
+# evaluations in float32 at 1e-7).
+_TOLERANCES: dict[torch.dtype, tuple[float, float]] = {
+    torch.float64: (1e-7, 1e-9),
+    torch.float32: (1e-5, 1e-6),
+    torch.float16: (1e-2, 1e-2),
+    torch.bfloat16: (5e-2, 5e-2),
+}
+
+
+class Feature(Enum):
+    """What a backend can do, for tables and messages; `Backend.refuse` has the last word."""
+
+    ADAPTIVE = "adaptive steps"
+    FIXED = "fixed steps"
+    PER_SAMPLE = "per-sample steps"
+    DIRECT = "direct gradients"
+    CHECKPOINTED = "checkpointed gradients"
+    ADJOINT = "adjoint gradients"
+    TIME_GRADIENTS = "gradients of times"
+    SECOND_ORDER = "second derivatives"
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """Relative and absolute tolerance of the adjoint's backward solve."""
+
+    rtol: float
+    atol: float
+
+    def __post_init__(self) -> None:
+        """Refuse what no solver can honour."""
+        _check_number("rtol", self.rtol, zero=True)
+        _check_number("atol", self.atol)
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How to solve: plain, portable settings; None leaves the choice to ctflow.
+
+    Args:
+        backend: Name of a backend, or a backend object.
+        method: "dopri5" and the like; None means dopri5 where the backend offers it.
+        rtol: Relative tolerance; None takes it from a table by dtype.
+        atol: Absolute tolerance, in units of `y`; likewise.
+        step: Size of a fixed step, in units of `t`; None means adaptive steps.
+        coupling: "shared" treats `y0` of any shape as one system with one step size; "per_sample"
+            says that dimension 0 is a batch of independent systems, each with its own step size,
+            status and statistics. None means shared, and per-sample for a batched problem where
+            the backend has it.
+        gradient: "direct" back-propagates through the solver; "checkpointed" keeps the accepted
+            states and redoes each step in the backward pass: the same numbers, the memory of the
+            states alone; "adjoint" solves the adjoint equation backwards (arXiv 1806.07366v5,
+            Algorithm 1). None means the first of checkpointed, direct, adjoint that is offered.
+        backward: The adjoint's own tolerances; None: the forward's.
+        max_steps: Limit of attempted steps of one whole solve, forward; and again backward.
+
+    Raises:
+        InvalidProblem: For a value that no backend could honour.
+
+    Example:
+        >>> Solver(backend="torchdiffeq", rtol=1e-5)
+        Solver(backend='torchdiffeq', rtol=1e-05)
+    """
+
+    backend: str | Backend = "native"
+    method: str | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    step: float | None = None
+    coupling: Coupling | None = None
+    gradient: Gradient | None = None
+    backward: Tolerances | None = None
+    max_steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        """Refuse what no backend could honour."""
+        if self.rtol is not None:
+            _check_number("rtol", self.rtol, zero=True)
+        if self.atol is not None:
+            _check_number("atol", self.atol)
+        if self.step is not None:
+            _check_number("step", self.step)
+        _check_choice("coupling", self.coupling, _COUPLINGS)
+        _check_choice("gradient", self.gradient, _GRADIENTS)
+        if self.method is not None and not isinstance(self.method, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidProblem(
+                f"`method` must be a name, got {type(self.method).__name__}. "
+                "A tableau of your own goes into NativeBackend(tableau=...)."
+            )
+        if self.backward is not None and not isinstance(self.backward, Tolerances):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidProblem(
+                f"`backward` must be Tolerances, got {self.backward!r}. "
+                "Write backward=Tolerances(rtol=1e-6, atol=1e-8)."
+            )
+        if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidProblem(
+                f"`max_steps` must be a positive integer, got {self.max_steps!r}. "
+                "It counts attempted steps of the whole solve."
+            )
+
+    def __repr__(self) -> str:
+        """Show the backend and what was set."""
+        values = {"backend": self.backend} | {
+            name: value
+            for name, value in vars(self).items()
+            if name != "backend" and value != _DEFAULTS.get(name)
+        }
+        return f"Solver({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
+
+_DEFAULTS: dict[str, object] = {"max_steps": 10_000}
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Whoever solves. Third parties implement these four; nothing else is asked of them."""
+
+    @property
+    def name(self) -> str:
+        """Name for messages and tables."""
+        ...
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What it can do, for tables and messages."""
+        ...
+
+    def refuse(self, problem: ODEProblem, solver: Solver) -> list[str]:
+        """Reasons why this combination cannot be done; [] if it can.
+
+        Called with settings that may still hold None, which must be taken as "your choice".
+        """
+        ...
+
+    def solve(self, problem: ODEProblem, solver: Solver) -> Solution:
+        """Solve with settings that `resolve` has completed and `refuse` has passed.
+
+        Failures of the solve are values (`Solution.status`); NaN stands where it did not arrive.
+        """
+        ...
+
+
+def resolve(problem: ODEProblem, solver: Solver, backend: Backend) -> Solver:
+    """Replace every None, the same way on every backend.
+
+    Args:
+        problem: What is asked.
+        solver: Settings, None where the caller left the choice open.
+        backend: Who will solve.
+
+    Returns:
+        The settings with method, coupling, gradient and (for adaptive steps) tolerances filled in.
+    """
+    dtype: torch.dtype = leaves_of(problem.y0)[0].dtype
+    rtol, atol = _TOLERANCES[dtype]
+    adaptive = solver.step is None
+    full = replace(
+        solver,
+        method=solver.method or "dopri5",
+        rtol=rtol if solver.rtol is None and adaptive else solver.rtol,
+        atol=atol if solver.atol is None and adaptive else solver.atol,
+    )
+    if full.coupling is None:
+        preferred = _COUPLINGS if problem.batched or problem.t.dim() == 2 else ("shared",)
+        full = _first_accepted(problem, backend, [replace(full, coupling=c) for c in preferred])
+    if full.gradient is None:
+        full = _first_accepted(problem, backend, [replace(full, gradient=g) for g in _GRADIENTS])
+    return full
+
+
+def _first_accepted(problem: ODEProblem, backend: Backend, choices: list[Solver]) -> Solver:
+    """The first choice that the backend accepts; if it refuses all, the first, for `check` to say."""
+    return next((c for c in choices if not backend.refuse(problem, c)), choices[0])
+
+
+def check(
+    problem: ODEProblem, solver: Solver, backend: Backend, others: Iterable[Backend] = ()
+) -> None:
+    """Refuse a combination that cannot be honoured, before any work.
+
+    Args:
+        problem: What is asked.
+        solver: Resolved settings.
+        backend: Who would solve.
+        others: Installed backends, to name one that can.
+
+    Raises:
+        InvalidProblem: If the settings contradict the problem on any backend.
+        Unsupported: If this backend cannot do it; lists every reason.
+    """
+    _check_fit(problem, solver)
+    reasons = backend.refuse(problem, solver)
+    if not reasons:
+        return
+    able = [other.name for other in others
+            if other.name != backend.name and not other.refuse(problem, replace(solver, backend=other))]
+    hint = f"Can do it: {', '.join(f'backend={name!r}' for name in able)}." if able else (
+        "No installed backend can do it as written.")
+    raise Unsupported(f"backend {backend.name!r} cannot do this: {'; '.join(reasons)}. {hint}")
+
+
+def resolved(solver: Solver, backend: Backend) -> Resolved:
+    """The record of complete settings that goes into `Solution.stats`."""
+    return Resolved(
+        backend=backend.name,
+        method=str(solver.method),
+        rtol=solver.rtol,
+        atol=solver.atol,
+        step=solver.step,
+        coupling=str(solver.coupling),
+        gradient=str(solver.gradient),
+        max_steps=solver.max_steps,
+    )
+
+
+def _check_fit(problem: ODEProblem, solver: Solver) -> None:
+    leaves = leaves_of(problem.y0)
+    eps = torch.finfo(leaves[0].dtype).eps
+    if solver.step is None and solver.rtol is not None and 0 < solver.rtol < eps:
+        raise InvalidProblem(
+            f"`rtol` must be above what {leaves[0].dtype} resolves ({eps:.1e}), got "
+            f"{solver.rtol:g}. Loosen it, or integrate in a wider dtype."
+        )
+    if solver.coupling == "shared":
+        if problem.t.dim() == 2:
+            raise InvalidProblem(
+                f"`t` of shape {list(problem.t.shape)} gives each sample its own times, which "
+                "shared steps cannot follow. Use Solver(coupling='per_sample')."
+            )
+        return
+    for i, leaf in enumerate(leaves):
+        if leaf.dim() == 0 or leaf.shape[0] != leaves[0].shape[0]:
+            raise InvalidProblem(
+                "coupling='per_sample' needs the batch as dimension 0 of every leaf of `y0`, got "
+                f"shape {list(leaf.shape)} in leaf {i}. Add the dimension, or use 'shared'."
+            )
+
+
+def _check_number(name: str, value: object, zero: bool = False) -> None:
+    """Refuse what is not a finite positive number (or zero, where that makes sense)."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        what = "finite and not negative" if zero else "finite and positive"
+        raise InvalidProblem(f"`{name}` must be {what}, got {value!r}. Pass a float such as 1e-6.")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value is not None and value not in choices:
+        raise InvalidProblem(
+            f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}. "
+            "None leaves the choice to ctflow."
+        )

@@ -1,0 +1,34 @@
+"""The errors ctflow raises; every one of them is a `CtflowError`."""
+
+from __future__ import annotations
+
+__all__ = ["BackendUnavailable", "CtflowError", "InvalidProblem", "SolveFailed", "Unsupported"]
+
+
+class CtflowError(Exception):
+    """Root of every error that ctflow raises on purpose."""
+
+
+class InvalidProblem(CtflowError, ValueError):
+    """What was asked makes no sense: a wrong shape, dtype, time grid, tolerance or return value of `f`."""
+
+
+class Unsupported(CtflowError, NotImplementedError):
+    """What was asked makes sense, but this backend cannot do it; the message says which can."""
+
+
+class BackendUnavailable(CtflowError, ImportError):
+    """The named backend does not exist, or the library behind it is not installed."""
+
+
+class SolveFailed(CtflowError, RuntimeError):
+    """A solve did not reach the end of its time interval.
+
+    Args:
+        message: Which sample stopped where, and the likely cause.
+        solution: The partial `ctflow.Solution`; what was not reached holds NaN.
+    """
+
+    def __init__(self, message: str, solution: object = None) -> None:
+        super().__init__(message)
+        self.solution = solution

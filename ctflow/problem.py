@@ -1,0 +1,221 @@
+"""What is asked: an initial value problem, checked once, when it is built."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ctflow.errors import InvalidProblem
+from ctflow.state import State, leaves_of
+
+__all__ = ["ODEProblem"]
+
+
+@dataclass(frozen=True, eq=False)
+class ODEProblem:
+    """An initial value problem  dy/dt = f(t, y),  y(t[0]) = y0,  with output wanted at every `t`.
+
+    Args:
+        f: `f(t, y)`, or `f(t, y, args)` where `args` is given; returns dy/dt with the structure,
+            shapes, dtype and device of `y`. `t` arrives in the dtype of `y`: 0-dim under shared
+            steps, [B, 1, ..., 1] with the rank of the first leaf under per-sample steps.
+        y0: Initial state: a tensor, or tensors of one floating dtype and device in tuples, lists
+            and dicts.
+        t: Output times, [T] with T >= 2, or [B, T] (then coupling must be per-sample); strictly
+            monotone in either direction; `t[0]` is where `y0` holds. A tensor of floating dtype, or
+            a sequence of numbers. A gradient reaches it.
+        params: Tensors that `f` uses and that are wanted a gradient for, beyond what ctflow finds
+            by itself (parameters and attributes of modules, closures, globals, defaults).
+        args: Handed to `f` as its third argument; any nesting of tensors and values. A gradient
+            reaches its tensors.
+        batched: True says "dimension 0 of every leaf is a batch of independent systems": then
+            a solver whose `coupling` is None steps each sample by itself where the backend can.
+
+    Raises:
+        InvalidProblem: For anything above that does not hold, NaN and infinity included.
+
+    Cost:
+        One check of `y0` and `t` for finite values, which waits for the device once.
+
+    Example:
+        >>> import torch
+        >>> problem = ODEProblem(lambda t, y: -y, torch.ones(3), torch.linspace(0, 1, 5))
+        >>> problem.t.shape
+        torch.Size([5])
+    """
+
+    f: Callable[..., Any]
+    y0: State
+    t: Tensor
+    params: tuple[Tensor, ...] | None = None
+    args: Any = None
+    batched: bool = False
+
+    def __post_init__(self) -> None:
+        """Check everything that can be checked without calling `f`."""
+        _check_callable(self.f, self.args is not None)
+        first = _check_state(self.y0, self.batched)
+        object.__setattr__(self, "t", _checked_times(self.t, first))
+        object.__setattr__(self, "params", _checked_params(self.params))
+
+
+def _check_callable(f: object, has_args: bool) -> None:
+    wanted = "f(t, y, args)" if has_args else "f(t, y)"
+    if not callable(f):
+        raise InvalidProblem(
+            f"`f` must be callable as {wanted}, got {type(f).__name__}. "
+            "Pass a function or an nn.Module."
+        )
+    call = f.forward if isinstance(f, nn.Module) else f
+    try:
+        signature = inspect.signature(call)
+    except (TypeError, ValueError):
+        return  # a builtin without a signature: the call itself will tell
+    try:
+        signature.bind(*(None,) * (3 if has_args else 2))
+    except TypeError as error:
+        raise InvalidProblem(
+            f"`f` must be callable as {wanted}, got the signature {signature} ({error}). "
+            "Take time first, then the state"
+            + (", then `args`." if has_args else "; pass further inputs through `args=`.")
+        ) from None
+
+
+def _check_state(y0: object, batched: bool) -> Tensor:
+    leaves = leaves_of(y0)
+    if not leaves:
+        raise InvalidProblem("`y0` must hold at least one tensor, got none. Pass the initial state.")
+    for i, leaf in enumerate(leaves):
+        _check_leaf(leaf, "`y0`" if len(leaves) == 1 else f"leaf {i} of `y0`")
+    first: Tensor = leaves[0]
+    for i, leaf in enumerate(leaves):
+        if leaf.dtype != first.dtype:
+            raise InvalidProblem(
+                f"`y0` must have one dtype, got {first.dtype} in leaf 0 and {leaf.dtype} in leaf "
+                f"{i}. Cast the leaves to one of them."
+            )
+        if leaf.device != first.device:
+            raise InvalidProblem(
+                f"`y0` must lie on one device, got {first.device} for leaf 0 and {leaf.device} for "
+                f"leaf {i}. Move the leaves to one of them."
+            )
+        if batched and (leaf.dim() == 0 or leaf.shape[0] != first.shape[0]):
+            raise InvalidProblem(
+                f"a batched `y0` must have the batch as dimension 0 of every leaf, got shape "
+                f"{list(leaf.shape)} in leaf {i} beside {list(first.shape)}. Add or expand it."
+            )
+    return first
+
+
+def _check_leaf(leaf: object, name: str) -> None:
+    if not isinstance(leaf, Tensor):
+        raise InvalidProblem(
+            f"{name} must be a tensor, got {type(leaf).__name__}. Use torch.as_tensor on it."
+        )
+    if leaf.layout != torch.strided:
+        raise InvalidProblem(f"{name} must be dense, got {leaf.layout}. Use `.to_dense()`.")
+    if leaf.is_complex():
+        raise InvalidProblem(
+            f"{name} must be real, got {leaf.dtype}. Integrate torch.view_as_real of it."
+        )
+    if not leaf.is_floating_point():
+        raise InvalidProblem(
+            f"{name} must have a floating dtype, got {leaf.dtype}. Use `.float()` or `.double()`."
+        )
+    if leaf.numel() == 0:
+        raise InvalidProblem(
+            f"{name} must have elements, got shape {list(leaf.shape)}. Skip the solve if empty."
+        )
+    bad = ~torch.isfinite(leaf.detach())
+    if bad.any():
+        where = bad.nonzero()[0].tolist()
+        raise InvalidProblem(
+            f"{name} must be finite, got {leaf.detach()[tuple(where)].item()} at index {where}"
+            f" ({int(bad.sum())} such elements). Clean the input."
+        )
+
+
+def _checked_times(t: object, first: Tensor) -> Tensor:
+    if isinstance(t, Sequence) and not isinstance(t, str):
+        t = _times_of_numbers(cast("Sequence[object]", t), first)
+    if not isinstance(t, Tensor):
+        raise InvalidProblem(
+            f"`t` must be a tensor or a sequence of numbers, got {type(t).__name__}. "
+            "Use torch.linspace or torch.tensor."
+        )
+    if not t.is_floating_point():
+        raise InvalidProblem(
+            f"`t` must have a floating dtype, got {t.dtype}. Use `.double()` on it."
+        )
+    if t.dim() not in (1, 2):
+        raise InvalidProblem(
+            f"`t` must be [T], or [B, T] for per-sample times, got shape {list(t.shape)}. "
+            "Give the start and at least one further time."
+        )
+    if t.shape[-1] < 2:
+        raise InvalidProblem(
+            f"`t` must hold the start and at least one further time, got {t.shape[-1]} "
+            f"time{'' if t.shape[-1] == 1 else 's'}. Write t = [t0, t1]."
+        )
+    if t.dim() == 2 and (first.dim() == 0 or t.shape[0] != first.shape[0]):
+        raise InvalidProblem(
+            f"`t` of shape {list(t.shape)} must have a row for each sample, got `y0` of shape "
+            f"{list(first.shape)}. Make dimension 0 of `y0` the batch."
+        )
+    _check_monotone(t.detach())
+    return t.to(first.device)
+
+
+def _times_of_numbers(t: Sequence[object], first: Tensor) -> Tensor:
+    dtype = torch.float32 if first.device.type == "mps" else torch.float64  # MPS has no float64
+    try:
+        return torch.tensor(t, dtype=dtype, device=first.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidProblem(
+            f"`t` must be a tensor or a sequence of numbers, got {t!r}. "
+            "Use torch.stack to join 0-dim tensors, so that gradients reach them."
+        ) from None
+
+
+def _check_monotone(t: Tensor) -> None:
+    values: Any = t.double().cpu() if t.device.type != "mps" else t.cpu().double()
+    if not torch.isfinite(values).all():
+        raise InvalidProblem(
+            f"`t` must be finite, got {values.tolist()}. Remove NaN and infinite times."
+        )
+    step = values.diff(dim=-1)
+    wrong = step * torch.sign(step[..., :1]) <= 0
+    if not wrong.any():
+        return
+    where = wrong.nonzero()[0].tolist()
+    row, i = values[tuple(where[:-1])], where[-1]
+    before, after = row[i].item(), row[i + 1].item()
+    sample = f"[{where[0]}]" if len(where) == 2 else ""
+    todo = "Remove the repeated time." if before == after else "Sort the times."
+    raise InvalidProblem(
+        f"`t` must be strictly monotone, got t{sample}[{i + 1}]={after:g} after "
+        f"t{sample}[{i}]={before:g}. {todo}"
+    )
+
+
+def _checked_params(params: Iterable[object] | None) -> tuple[Tensor, ...] | None:
+    if params is None:
+        return None
+    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+        raise InvalidProblem(
+            f"`params` must be an iterable of tensors, got {type(params).__name__}. "
+            "Write params=(theta,) or params=module.parameters()."
+        )
+    checked = tuple(params)
+    for i, param in enumerate(checked):
+        if not isinstance(param, Tensor):
+            raise InvalidProblem(
+                f"`params` must hold tensors, got {type(param).__name__} at index {i}. "
+                "Pass values that need no gradient through `args=`."
+            )
+    return tuple(param for param in checked if isinstance(param, Tensor))

@@ -1,0 +1,163 @@
+"""User state (a tensor, or a tuple, list or dict of tensors) as one flat tensor [B, N], and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree  # pyright: ignore[reportPrivateUsage]
+
+from ctflow.errors import InvalidProblem
+
+__all__ = ["Layout", "State", "expand_time", "flatten_args", "leaves_of", "map_leaves"]
+
+State: TypeAlias = "Tensor | tuple[State, ...] | list[State] | dict[str, State]"
+"""What can be integrated: a tensor, or tensors of one dtype and device in tuples, lists and dicts."""
+
+
+def expand_time(t: Tensor, leaf: Tensor) -> Tensor:
+    """Reshape the time that `f` received so that it broadcasts against another leaf of the state.
+
+    Under shared steps `t` is 0-dim and comes back as it is. Under per-sample steps `t` is
+    [B, 1, ..., 1] with the rank of the state's first leaf, and comes back with the rank of `leaf`.
+
+    Args:
+        t: Time as `f` receives it: 0-dim, or [B, 1, ..., 1].
+        leaf: Any leaf of the state.
+
+    Returns:
+        0-dim, or [B, 1, ..., 1] with `leaf.dim()` dimensions.
+
+    Example:
+        >>> import torch
+        >>> expand_time(torch.zeros(5, 1), torch.zeros(5, 3, 8, 8)).shape
+        torch.Size([5, 1, 1, 1])
+        >>> expand_time(torch.tensor(0.5), torch.zeros(5, 3)).shape
+        torch.Size([])
+    """
+    if t.dim() == 0:
+        return t
+    return t.reshape(t.shape[:1] + (1,) * (leaf.dim() - 1))
+
+
+def leaves_of(tree: object) -> list[Any]:
+    """Leaves of a nested tuple, list or dict, in torch's pytree order."""
+    return pytree.tree_leaves(cast("Any", tree))
+
+
+def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:  # noqa: ANN401
+    """The same structure with `function` applied to each leaf."""
+    return pytree.tree_map(function, tree)
+
+
+def flatten_args(tree: object) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """Leaves of `tree`, and the function that puts a list of as many leaves back in its shape."""
+    leaves, treespec = pytree.tree_flatten(cast("Any", tree))
+    return leaves, lambda new: pytree.tree_unflatten(list(new), treespec)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each leaf of a state lies in the flat tensor [B, N].
+
+    Args:
+        treespec: Structure of the user's state.
+        shapes: Shape of each leaf.
+        dtype: Their one dtype.
+        device: Their one device.
+        per_sample: True: dimension 0 of each leaf is B, and N counts what is left of the leaves.
+            False: B is 1, and N counts everything.
+    """
+
+    treespec: Any
+    shapes: tuple[torch.Size, ...]
+    dtype: torch.dtype
+    device: torch.device
+    per_sample: bool
+
+    @classmethod
+    def of(cls, y0: State, per_sample: bool) -> Layout:
+        """Layout of a state that `ODEProblem` has already checked."""
+        leaves, treespec = pytree.tree_flatten(y0)
+        first: Tensor = leaves[0]
+        shapes = tuple(leaf.shape for leaf in leaves)
+        return cls(treespec, shapes, first.dtype, first.device, per_sample)
+
+    @property
+    def batch(self) -> int:
+        """B: the number of systems with a step size of their own."""
+        return self.shapes[0][0] if self.per_sample else 1
+
+    @property
+    def size(self) -> int:
+        """N: variables of one system."""
+        return sum(shape.numel() for shape in self.shapes) // self.batch
+
+    def pack(self, y: State) -> Tensor:
+        """The user's state as [B, N]; a view where the state is one contiguous tensor."""
+        flat = [leaf.reshape(self.batch, -1) for leaf in pytree.tree_leaves(y)]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
+
+    def unpack(self, flat: Tensor) -> Any:  # noqa: ANN401
+        """The flat tensor [..., B, N] as the user's state, leading dimensions kept on each leaf."""
+        lead = flat.shape[:-2]
+        if len(self.shapes) == 1:
+            return pytree.tree_unflatten([flat.reshape(lead + self.shapes[0])], self.treespec)
+        sizes = [shape.numel() // self.batch for shape in self.shapes]
+        parts = flat.split(sizes, dim=-1)
+        leaves = [part.reshape(lead + shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return pytree.tree_unflatten(leaves, self.treespec)
+
+    def time(self, t: Tensor) -> Tensor:
+        """Times [B] in the shape in which `f` gets them: 0-dim, or [B, 1, ..., 1]."""
+        if not self.per_sample:
+            return t.reshape(())
+        return t.reshape((self.batch,) + (1,) * (len(self.shapes[0]) - 1))
+
+    def pack_derivative(self, dy: object) -> Tensor:
+        """What `f` returned as [B, N], after checking that it has the state's structure.
+
+        Raises:
+            InvalidProblem: If structure, a shape, the dtype or the device differs from the state's.
+        """
+        leaves, treespec = pytree.tree_flatten(cast("Any", dy))
+        if treespec != self.treespec:
+            raise InvalidProblem(
+                f"`f` must return the structure of `y0`, got {_describe(dy)} for "
+                f"{self.treespec}. Return one derivative for each leaf of the state."
+            )
+        flat = [self._checked(leaf, i) for i, leaf in enumerate(leaves)]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
+
+    def _checked(self, leaf: object, i: int) -> Tensor:
+        name = "" if len(self.shapes) == 1 else f" (leaf {i})"
+        if not isinstance(leaf, Tensor):
+            raise InvalidProblem(
+                f"`f` must return a tensor{name}, got {type(leaf).__name__}. "
+                "Return dy/dt as a tensor with the shape of `y`."
+            )
+        if leaf.shape != self.shapes[i]:
+            raise InvalidProblem(
+                f"`f` must return the shape of `y`{name}, got {list(leaf.shape)} for "
+                f"{list(self.shapes[i])}. Return dy/dt for every component."
+            )
+        if leaf.device != self.device:
+            raise InvalidProblem(
+                f"`f` must return a tensor on the device of `y`{name}, got {leaf.device} for "
+                f"{self.device}. Move its parameters there."
+            )
+        if leaf.dtype != self.dtype:
+            if not torch.is_autocast_enabled(self.device.type):
+                raise InvalidProblem(
+                    f"`f` must return the dtype of `y`{name}, got {leaf.dtype} for {self.dtype}. "
+                    "Give `y0` the dtype of the parameters, or cast inside `f`."
+                )
+            leaf = leaf.to(self.dtype)  # autocast lowers products; the state keeps its precision
+        return leaf.reshape(self.batch, -1)
+
+
+def _describe(value: object) -> str:
+    return f"{type(value).__name__}" if isinstance(value, Tensor) else f"{type(value).__name__}()"
