@@ -183,11 +183,11 @@ def _type_checking(tree: ast.Module) -> Iterator[int]:
 
 def _is_public(found: Import, target: str, modules: dict[str, Path]) -> bool:
     """Whether the name is in its module's `__all__`, or is itself a module without underscore."""
-    if any(part.startswith("_") and not part.endswith("__") for part in target.split(".")):
+    if target not in modules or any(part.startswith("_") for part in target.split(".")):
         return False
-    if found.name is None or target != found.module or target not in modules:
-        return target in modules
-    return found.name in _all_of(modules[target])
+    if found.name is None or target != found.module:
+        return True
+    return found.name == "__version__" or found.name in _all_of(modules[target])
 
 
 def _all_of(path: Path) -> list[str]:
