@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -86,12 +87,12 @@ class Layout:
         shapes = tuple(leaf.shape for leaf in leaves)
         return cls(treespec, shapes, first.dtype, first.device, per_sample)
 
-    @property
+    @cached_property
     def batch(self) -> int:
         """B: the number of systems with a step size of their own."""
         return self.shapes[0][0] if self.per_sample else 1
 
-    @property
+    @cached_property
     def size(self) -> int:
         """N: variables of one system."""
         return sum(shape.numel() for shape in self.shapes) // self.batch
@@ -101,9 +102,16 @@ class Layout:
         flat = [leaf.reshape(self.batch, -1) for leaf in pytree.tree_leaves(y)]
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
+    @cached_property
+    def is_tensor(self) -> bool:
+        """Whether the state is one bare tensor: the case worth a short way."""
+        return bool(self.treespec.is_leaf())
+
     def unpack(self, flat: Tensor) -> Any:  # noqa: ANN401
         """The flat tensor [..., B, N] as the user's state, leading dimensions kept on each leaf."""
         lead = flat.shape[:-2]
+        if self.is_tensor:
+            return flat.reshape(lead + self.shapes[0])
         if len(self.shapes) == 1:
             return pytree.tree_unflatten([flat.reshape(lead + self.shapes[0])], self.treespec)
         sizes = [shape.numel() // self.batch for shape in self.shapes]
@@ -123,6 +131,8 @@ class Layout:
         Raises:
             InvalidProblem: If structure, a shape, the dtype or the device differs from the state's.
         """
+        if self.is_tensor and isinstance(dy, Tensor):
+            return self._checked(dy, 0)
         leaves, treespec = pytree.tree_flatten(cast("Any", dy))
         if treespec != self.treespec:
             raise InvalidProblem(
@@ -133,6 +143,13 @@ class Layout:
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
     def _checked(self, leaf: object, i: int) -> Tensor:
+        if (
+            isinstance(leaf, Tensor)
+            and leaf.shape == self.shapes[i]
+            and leaf.dtype == self.dtype
+            and leaf.device == self.device
+        ):
+            return leaf.reshape(self.batch, -1)
         name = "" if len(self.shapes) == 1 else f" (leaf {i})"
         if not isinstance(leaf, Tensor):
             raise InvalidProblem(
@@ -149,14 +166,13 @@ class Layout:
                 f"`f` must return a tensor on the device of `y`{name}, got {leaf.device} for "
                 f"{self.device}. Move its parameters there."
             )
-        if leaf.dtype != self.dtype:
-            if not torch.is_autocast_enabled(self.device.type):
-                raise InvalidProblem(
-                    f"`f` must return the dtype of `y`{name}, got {leaf.dtype} for {self.dtype}. "
-                    "Give `y0` the dtype of the parameters, or cast inside `f`."
-                )
-            leaf = leaf.to(self.dtype)  # autocast lowers products; the state keeps its precision
-        return leaf.reshape(self.batch, -1)
+        if not torch.is_autocast_enabled(self.device.type):
+            raise InvalidProblem(
+                f"`f` must return the dtype of `y`{name}, got {leaf.dtype} for {self.dtype}. "
+                "Give `y0` the dtype of the parameters, or cast inside `f`."
+            )
+        # Autocast lowers products; the state keeps its precision.
+        return leaf.to(self.dtype).reshape(self.batch, -1)
 
 
 def _describe(value: object) -> str:

@@ -120,11 +120,11 @@ class Adaptive:
         error = combine(tableau.e, step.k) * step.h
         scale = torch.maximum(step.y0.abs(), step.y1.abs()) * self.rtol + self.atol
         ratio = _rms(error / scale)
-        finite = torch.isfinite(ratio) & torch.isfinite(scale).all(dim=1)
+        finite = (ratio < torch.inf) & (scale.amax(dim=1) < torch.inf)
         accepted = finite & (ratio <= 1)
         factor = self.safety * ratio ** (-1 / (_error_order(tableau) + 1))
-        factor = torch.where(finite, factor, self.shrink).clamp(self.shrink, self.grow)
-        factor = torch.where(accepted, factor.clamp(min=1.0), factor.clamp(max=1.0))
+        factor = torch.where(finite, factor, 0.0).clamp(self.shrink, self.grow)
+        factor = torch.where(accepted, factor.clamp(min=1.0), factor)
         taken = (step.t1 - step.t0).abs()  # may be shorter than `size`: the last step is cut
         return Verdict(accepted, taken * factor.to(taken.dtype), finite)
 

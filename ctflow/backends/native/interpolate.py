@@ -19,8 +19,11 @@ def stage_weights(tableau: Tableau, s: Tensor) -> Tensor:
     They are polynomials in s without constant term:  w_i(s) = sum_j p_ij s^(j+1).
     """
     p = _coefficients(tableau, s.dtype, s.device)
-    powers = torch.stack([s ** (j + 1) for j in range(p.shape[1])], dim=-1)
-    return powers @ p.T
+    s = s.unsqueeze(1)
+    weights = p[-1] * s  # Horner, element by element: a matrix product rounds by batch size
+    for row in reversed(p[:-1]):
+        weights = (weights + row) * s
+    return weights
 
 
 def evaluate(tableau: Tableau, step: Step, row: Tensor, times: Tensor) -> Tensor:
@@ -38,19 +41,19 @@ def evaluate(tableau: Tableau, step: Step, row: Tensor, times: Tensor) -> Tensor
     Cost:
         No evaluation of f; M x N for each stage.
     """
-    start, end = step.t0[row], step.t1[row]
-    at_end = times == end
+    start, end = _rows(step.t0, row), _rows(step.t1, row)
     y1 = _rows(step.y1, row)
-    if bool(at_end.all()):
-        return y1.expand(len(row), -1)
-    s = ((times - start) / (end - start)).to(step.y0.dtype)
-    weights = stage_weights(tableau, s)
-    total = torch.zeros_like(y1)
-    for i, k in enumerate(step.k):
+    at_end = times == end
+    if len(row) == 1 and bool(at_end):
+        return y1
+    weights = stage_weights(tableau, ((times - start) / (end - start)).to(y1.dtype))
+    columns = weights.split(1, dim=1)
+    total = columns[0] * _rows(step.k[0], row)
+    for i in range(1, tableau.stages):
         if any(tableau.p[i]):
-            total = torch.addcmul(total, weights[:, i : i + 1], _rows(k, row))
+            total = torch.addcmul(total, columns[i], _rows(step.k[i], row))
     inside = torch.addcmul(_rows(step.y0, row), total, _rows(step.h, row))
-    return torch.where(at_end.unsqueeze(-1), y1, inside)
+    return torch.where(at_end.unsqueeze(1), y1, inside)
 
 
 def _rows(x: Tensor, row: Tensor) -> Tensor:
@@ -59,6 +62,9 @@ def _rows(x: Tensor, row: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _coefficients(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _coefficients(
+    tableau: Tableau, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Row j holds the coefficients of s^(j+1), [S]."""
     with torch.inference_mode(False):
-        return torch.tensor(tableau.p, dtype=dtype, device=device)
+        return torch.tensor(tableau.p, dtype=dtype, device=device).T.contiguous().unbind(0)

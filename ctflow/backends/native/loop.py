@@ -71,9 +71,11 @@ class _Rows:
     active: Tensor
     n_active: int
     status: Tensor
-    n_f_evals: Tensor
+    n_rejected: Tensor
     n_steps: Tensor
-    n_accepted: Tensor
+    n_f_evals: Tensor
+    steps_so_far: int
+    f_evals_so_far: int
     stops: list[Stop]
 
     @classmethod
@@ -81,23 +83,26 @@ class _Rows:
         """Every sample on its way."""
         zeros = torch.zeros(like.shape[0], dtype=torch.int64, device=like.device)
         active = torch.ones_like(zeros, dtype=torch.bool)
-        return cls(active, like.shape[0], zeros, zeros + n_f_evals, zeros + 0, zeros + 0, [])
+        return cls(active, like.shape[0], zeros, zeros, zeros, zeros, 0, n_f_evals, [])
 
-    def charge(self, n_f_evals: int, moved: Tensor) -> None:
+    def charge(self, n_f_evals: int, n_moved: int, moved: Tensor) -> None:
         """Count one attempted step of the samples on their way."""
-        self.n_steps += self.active
-        self.n_f_evals += self.active * n_f_evals
-        self.n_accepted += moved
+        self.steps_so_far += 1
+        self.f_evals_so_far += n_f_evals
+        if n_moved < self.n_active:
+            self.n_rejected = self.n_rejected + (self.active & ~moved)
 
     def retire(self, who: Tensor) -> None:
         """Take samples out of the loop."""
+        self.n_steps = torch.where(who, self.steps_so_far, self.n_steps)
+        self.n_f_evals = torch.where(who, self.f_evals_so_far, self.n_f_evals)
         self.active = self.active & ~who
         self.n_active = int(self.active.sum())
 
     def counts(self) -> Counts:
-        """The costs as they are reported, on the CPU."""
-        columns = (self.n_f_evals, self.n_steps, self.n_accepted, self.n_steps - self.n_accepted)
-        return Counts(*(column.cpu() for column in columns))
+        """The costs as they are reported, on the CPU; all samples have been retired."""
+        columns = (self.n_f_evals, self.n_steps, self.n_steps - self.n_rejected, self.n_rejected)
+        return Counts(*(column.cpu().clone() for column in columns))
 
 
 class _Place(NamedTuple):
@@ -149,15 +154,17 @@ def integrate(
         step = rk_step(field, tableau, place.t, end, place.y, place.f0)
         verdict = _judge(plan, step, place.size)
         moved = verdict.accepted & rows.active
-        rows.charge(tableau.stages - (place.f0 is not None), moved)
         n_moved = int(moved.sum())
+        rows.charge(tableau.stages - (place.f0 is not None), n_moved, moved)
         n_before = rows.n_active
         place = _move(tableau, step, moved, n_moved, rows, place)._replace(size=verdict.size)
         if n_moved:
             trace.append(place.t)
             for observe in observers:
                 observe(step, place.t)
-            rows.retire(moved & (end == span.t1))
+            arrived = moved & (end == span.t1)
+            if bool(arrived.any()):
+                rows.retire(arrived)
         if n_moved < n_before:
             place = _drop_stuck(rows, verdict, moved, span, place)
     if rows.n_active:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -65,26 +66,29 @@ def rk_step(
     Source:
         Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, definition II.1.1.
     """
-    dt = t1 - t0
-    h = dt.to(y0.dtype).unsqueeze(-1)
-    k = [field(t0.to(y0.dtype), y0) if f0 is None else f0]
+    h = (t1 - t0).to(y0.dtype).unsqueeze(-1)
+    # lerp is exact at both ends, where t0 + (t1 - t0) may round past t1.
+    times = torch.lerp(t0, t1, _nodes(tableau, t0.dtype, t0.device)).to(y0.dtype).unbind(0)
+    k = [field(times[0], y0) if f0 is None else f0]
     y = y0
     for i in range(1, tableau.stages):
-        c = tableau.c[i]
-        t = t1 if c == 1.0 else torch.add(t0, dt, alpha=c)  # t1 itself: t0 + dt may round past it
         y = torch.addcmul(y0, combine(tableau.a[i], k), h)
-        k.append(field(t.to(y0.dtype), y))
+        k.append(field(times[i], y))
     y1 = y if tableau.fsal else torch.addcmul(y0, combine(tableau.b, k), h)
     return Step(t0, t1, y0, y1, h, tuple(k))
 
 
 def combine(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
     """Sum of the stages by their weights, zero weights left out; [B, N]."""
-    terms = [(w, x) for w, x in zip(weights, k, strict=False) if w != 0.0]
-    if not terms:
-        return torch.zeros_like(k[0])
-    (w, x), *rest = terms
-    total = x * w
-    for w, x in rest:
-        total = torch.add(total, x, alpha=w)
-    return total
+    total: Tensor | None = None
+    for w, x in zip(weights, k, strict=False):
+        if w:
+            total = x * w if total is None else torch.add(total, x, alpha=w)
+    return torch.zeros_like(k[0]) if total is None else total
+
+
+@lru_cache(maxsize=64)
+def _nodes(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The nodes c as a column, [S, 1]."""
+    with torch.inference_mode(False):
+        return torch.tensor(tableau.c, dtype=dtype, device=device).unsqueeze(1)
