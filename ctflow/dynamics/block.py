@@ -105,8 +105,7 @@ class ODEBlock(nn.Module):
         Raises:
             SolveFailed: If any sample did not reach the end; carries the partial `Solution`.
         """
-        y = self.trajectory(x, self.t, args)
-        return map_leaves(lambda leaf: leaf[-1], y)
+        return _outside_graphs(self._last)(x, args)
 
     def trajectory(self, x: S, t: Tensor | Sequence[float], args: Any = None) -> S:  # noqa: ANN401
         """State at every time of a grid of its own, whose gradient is followed too.
@@ -122,12 +121,7 @@ class ODEBlock(nn.Module):
         Raises:
             SolveFailed: If any sample did not reach the last time.
         """
-        if torch.compiler.is_compiling():
-            # Disabled here and not by a decorator, which would import torch's compiler (1.5 s)
-            # with ctflow; while a graph is being traced it is there already.
-            outside = torch.compiler.disable(self._trajectory)
-            return outside(x, t, args)  # pyright: ignore[reportCallIssue] - not annotated in torch
-        return self._trajectory(x, t, args)
+        return _outside_graphs(self._trajectory)(x, t, args)
 
     def extra_repr(self) -> str:
         """Settings for `repr`, which shows the field by itself if it is a module."""
@@ -140,6 +134,9 @@ class ODEBlock(nn.Module):
         """State for copies and pickles: a copy has not solved anything yet."""
         return self.__dict__ | {"stats": None}
 
+    def _last(self, x: Any, args: Any) -> Any:  # noqa: ANN401
+        return map_leaves(lambda leaf: leaf[-1], self._trajectory(x, self.t, args))
+
     def _trajectory(self, x: Any, t: Tensor | Sequence[float], args: Any) -> Any:  # noqa: ANN401
         device = _device(x)
         if torch.is_autocast_enabled(device):
@@ -149,6 +146,15 @@ class ODEBlock(nn.Module):
             solution = solve(problem, self.solver)
         self.stats = solution.stats
         return raise_if_failed(solution).y
+
+
+def _outside_graphs(solve_call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same call, left out of the graph that is being traced, if one is."""
+    if torch.compiler.is_compiling():
+        # Not a decorator: that would import torch's compiler (1.5 s) together with ctflow; here it
+        # is imported already.
+        return torch.compiler.disable(solve_call)  # pyright: ignore[reportReturnType] - not annotated
+    return solve_call
 
 
 def _interval(t: Sequence[float] | Tensor) -> tuple[float, float]:
