@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ctflow.backends.native.gradients.replay import exchange, well
+from ctflow.backends.native.gradients.replay import exchange, hits_of_the_well, well
 from ctflow.backends.native.loop import Integration, Outcome
 from ctflow.backends.native.observers import RecordGrid, SaveAt
 from ctflow.backends.native.step import FlatField, rk_step
@@ -48,7 +48,7 @@ def run(plan: Integration, field: FlatField, y0: Tensor) -> tuple[Tensor, Outcom
     for kept, hits in zip(record.steps, save.hits, strict=True):
         t0, t1 = exchange(source, kept.t0), exchange(source, kept.t1)
         step = rk_step(field, plan.tableau, t0, t1, y, f0)
-        again.save(step, hits)
+        again.save(step, hits_of_the_well(source, hits))
         y, f0 = step.y1, step.k[-1] if plan.tableau.fsal else None
     out = again.result()
     failed = (outcome.status != 0).to(out.device).unsqueeze(1)
