@@ -55,6 +55,15 @@ make_venv() {
     : >"$unfinished"
     printf 'Making %s with %s (Python %s).\n' "$venv" "$PYTHON" "$(version "$PYTHON")"
     "$PYTHON" -m venv "$@" "$venv"
+    if [ "${TORCH:-}" = system ] && ! has_torch "$venv/bin/python"; then
+        show_torch # PYTHON is in a virtual environment itself, which the new one does not see
+    fi
+}
+
+show_torch() { # let .venv see the packages beside PYTHON's torch
+    "$venv/bin/python" -c 'import pathlib, sys, sysconfig
+pathlib.Path(sysconfig.get_path("purelib"), "_torch_of_python.pth").write_text(sys.argv[1])' \
+        "$("$PYTHON" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])')"
 }
 
 pip_install() {
