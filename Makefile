@@ -4,7 +4,9 @@
 # .ci/environment.sh through the environment. Paths here are relative: the folder may have spaces.
 python = .venv/bin/python
 bare = .venv-bare/bin/python
-pytest = . ./.ci/compiler.sh && $(python) -m pytest
+# Only the plugins that we name: TORCH=system may bring others along, and their warnings are errors.
+run_tests = . ./.ci/compiler.sh && PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
+pytest = $(python) -m pytest -p xdist -p hypothesispytest -n 2
 
 .PHONY: help environment reproduce test lint types unit optimized bare clean
 .NOTPARALLEL:
@@ -41,14 +43,14 @@ types: environment
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(python) -m pyright
 
 unit: environment
-	$(pytest) -n 2 --doctest-modules ctflow tests
+	$(run_tests) $(pytest) --doctest-modules ctflow tests
 
 optimized: environment
-	PYTHONOPTIMIZE=1; export PYTHONOPTIMIZE; $(pytest) -n 2 tests --ignore=tests/property
+	$(run_tests) PYTHONOPTIMIZE=1 $(pytest) tests --ignore=tests/packaging --ignore=tests/property
 
 bare: environment
 	$(python) .ci/bare_environment.py .venv-bare
-	. ./.ci/compiler.sh && $(bare) -m pytest tests
+	$(run_tests) $(bare) -m pytest tests --ignore=tests/packaging
 
 clean:
 	rm -rf .venv .venv-bare .hypothesis .pytest_cache .ruff_cache build dist

@@ -43,7 +43,7 @@ choose_python() {
 make_venv() {
     choose_python
     minor=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    "$PYTHON" -c 'import ensurepip, venv' >/dev/null 2>&1 ||
+    "$PYTHON" -c 'import venv; from ensurepip import version' >/dev/null 2>&1 ||
         fail "$PYTHON cannot make a virtual environment: \`ensurepip\` is missing. On Debian and Ubuntu it is in python$minor-venv (or python3-venv): apt install python$minor-venv"
     if [ "${TORCH:-}" = system ]; then
         has_torch "$PYTHON" ||
