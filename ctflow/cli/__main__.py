@@ -1,0 +1,5 @@
+"""`python -m ctflow.cli` is `ctflow`."""
+
+from ctflow.cli import main
+
+main()

@@ -1,0 +1,60 @@
+"""`ctflow info`: what is installed here."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+import typer
+from rich.console import Console
+
+from ctflow import __version__
+from ctflow.backends import Feature, available, get
+from ctflow.cli.output import one_line_errors
+
+__all__ = ["info"]
+
+_PACKAGES = ("numpy", "torchdiffeq", "torchsde", "scipy", "scikit-learn", "matplotlib")
+_GRADIENTS = (Feature.DIRECT, Feature.CHECKPOINTED, Feature.ADJOINT)
+
+
+def info(context: typer.Context) -> None:
+    """Show versions, devices, and the installed backends with their gradient methods."""
+    with one_line_errors(context):
+        rows = [
+            ("ctflow", __version__),
+            ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+            ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+            ("devices", ", ".join(_devices())),
+            ("packages", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)),
+            *((f"backend {name}", _gradients(name)) for name in available()),
+        ]
+    console = Console()
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        console.print(f"{name:<{width}}  {value}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _gradients(name: str) -> str:
+    """Gradient methods of a backend."""
+    features = get(name).features
+    names = [
+        gradient.value.removesuffix(" gradients") for gradient in _GRADIENTS if gradient in features
+    ]
+    return f"gradients: {', '.join(names) or 'none'}"
+
+
+def _devices() -> list[str]:
+    devices = ["cpu"]
+    devices += [
+        f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())
+    ]
+    return devices + (["mps"] if torch.backends.mps.is_available() else [])
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

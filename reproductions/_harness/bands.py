@@ -1,0 +1,47 @@
+"""A measured number beside the range in which it is accepted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Band"]
+
+
+@dataclass(frozen=True)
+class Band:
+    """One number of ours, and where it has to lie; NaN lies nowhere.
+
+    Args:
+        name: What was measured.
+        value: What came out.
+        low: Smallest value accepted; None for no limit.
+        high: Largest value accepted; None for no limit.
+    """
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the value is accepted."""
+        above = self.value == self.value and (self.low is None or self.value >= self.low)
+        return above and (self.high is None or self.value <= self.high)
+
+    def __str__(self) -> str:
+        """One line: the number, its band, and the verdict."""
+        limits = [f"at least {self.low:g}"] if self.low is not None else []
+        limits += [f"at most {self.high:g}"] if self.high is not None else []
+        verdict = "ok" if self.passed else "MISSED"
+        return f"{self.name}: {self.value:.4g} (accepted: {' and '.join(limits)}) {verdict}"
+
+    def record(self) -> dict[str, object]:
+        """The band as it stands in a result file."""
+        return {
+            "name": self.name,
+            "value": self.value if self.value == self.value else None,
+            "low": self.low,
+            "high": self.high,
+            "passed": self.passed,
+        }

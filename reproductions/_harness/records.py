@@ -1,0 +1,116 @@
+"""Result files that say what they were made with and are never half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from ctflow import CtflowError, __version__
+
+__all__ = ["environment", "need", "write_figure", "write_json"]
+
+_ROOT = Path(__file__).parents[2]
+_PACKAGES = ("torch", "torchdiffeq", "numpy", "scipy", "scikit-learn", "matplotlib")
+_EXTRAS = {"sklearn": ("scikit-learn", "data"), "matplotlib": ("matplotlib", "plots")}
+
+
+class Figure(Protocol):
+    """What is asked of a figure: matplotlib's, which is imported only where one is drawn."""
+
+    def savefig(self, fname: Path, *, format: str, dpi: int) -> None:
+        """Write itself to a file."""
+        ...
+
+
+def need(*modules: str) -> None:
+    """Check that the optional packages are there, before any work.
+
+    Args:
+        modules: Import names, of those that ctflow's extras bring.
+
+    Raises:
+        CtflowError: If one is missing; names the extras to install.
+    """
+    missing = [_EXTRAS[module] for module in modules if find_spec(module) is None]
+    if missing:
+        packages = " and ".join(package for package, _ in missing)
+        extras = ",".join(sorted(extra for _, extra in missing))
+        raise CtflowError(
+            f"this reproduction needs {packages}, which is not installed. "
+            f"Run: python -m pip install 'ctflow[{extras}]'"
+        )
+
+
+def environment() -> dict[str, object]:
+    """What a result depends on: versions, machine and commit, and nothing that names a person."""
+    return {
+        "versions": {"python": platform.python_version(), "ctflow": __version__} | _versions(),
+        "machine": {
+            "system": platform.system(),
+            "architecture": platform.machine(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "commit": _commit(),
+    }
+
+
+def write_json(path: Path, record: Mapping[str, object]) -> None:
+    """Write a record; a reader sees the old file or the new one, never a part.
+
+    Raises:
+        ValueError: If a number is NaN or infinite, which JSON has no way to say.
+    """
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG; a reader sees the old file or the new one, never a part."""
+    _replace(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """Commit of the checkout, "+" if files differ from it; None where there is no git."""
+    try:
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", "ctflow", "*.py")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}+" if changed else commit
+
+
+def _git(*arguments: str) -> str:
+    result = subprocess.run(
+        ["git", *arguments], cwd=_ROOT, check=True, capture_output=True, text=True, timeout=10
+    )
+    return result.stdout.strip()
