@@ -34,20 +34,21 @@ _MODULES = {
     "ctflow.backends.protocol": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.field": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.captures": Place(4, frozenset({1, 2, 3})),
+    "ctflow.backends.adjoint": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.registry": Place(5, frozenset(range(1, 5))),
     "ctflow.backends": Place(5, frozenset(range(1, 6))),
-    "ctflow.backends.torchdiffeq": _BACKEND,
-    "ctflow.backends.torchsde": _BACKEND,
-    "ctflow.backends.scipy": _BACKEND,
     "ctflow.api": Place(7, frozenset(range(1, 6))),
     "ctflow": Place(9, frozenset({1, 2, 3, 4, 5, 7})),
     "ctflow.dynamics.block": Place(8, _MODEL),
     "ctflow.plotting": _TOP,
 }
-# Packages, whose modules import each other freely.
+# Packages, whose modules import each other freely; an adapter may also be a single module.
 _PACKAGES = {
     "ctflow.backends.native": _BACKEND,
     "ctflow.backends.compiled": _BACKEND,
+    "ctflow.backends.torchdiffeq": _BACKEND,
+    "ctflow.backends.torchsde": _BACKEND,
+    "ctflow.backends.scipy": _BACKEND,
     "ctflow.dynamics": Place(8, frozenset({1, 2})),  # fields; the layer is `block`, above
     "ctflow.flows": Place(9, _MODEL | {8}),
     "ctflow.latent": Place(9, _MODEL | {8}),
@@ -55,10 +56,13 @@ _PACKAGES = {
     "ctflow.compat": _TOP,
     "ctflow.cli": Place(11, frozenset(range(1, 11))),
 }
-# Within a row: compiled reuses native's parts, and captured tensors are passed in through a field.
+# Within a row: compiled reuses native's parts; what all backends share is built up in steps, the
+# field, then the tensors that it captures, then the adjoint of both.
 _ALSO = {
     ("ctflow.backends.compiled", "ctflow.backends.native"),
     ("ctflow.backends.captures", "ctflow.backends.field"),
+    ("ctflow.backends.adjoint", "ctflow.backends.field"),
+    ("ctflow.backends.adjoint", "ctflow.backends.captures"),
 }
 # Whose modules only their own tests, and the backend that reuses them, look into.
 _INTERNAL = ("ctflow.backends.native", "ctflow.backends.compiled")
