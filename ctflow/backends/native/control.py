@@ -100,7 +100,7 @@ class Adaptive:
         d2 = _rms((f1 - f0) / scale) / h0
         steepest = torch.maximum(d1, d2)
         flat = torch.clamp(h0 * 1e-3, min=1e-6)
-        curved = (0.01 / steepest) ** (1 / (_error_order(tableau) + 1))
+        curved = _power(0.01 / steepest, 1 / (_error_order(tableau) + 1))
         h1 = torch.where(steepest <= 1e-15, flat, curved)
         h = torch.minimum(100 * h0, h1)
         h = torch.where(torch.isfinite(h), h, h0)
@@ -122,7 +122,7 @@ class Adaptive:
         ratio = _rms(error / scale)
         finite = (ratio < torch.inf) & (scale.amax(dim=1) < torch.inf)
         accepted = finite & (ratio <= 1)
-        factor = self.safety * ratio ** (-1 / (_error_order(tableau) + 1))
+        factor = self.safety * _power(ratio, -1 / (_error_order(tableau) + 1))
         factor = torch.where(finite, factor, 0.0).clamp(self.shrink, self.grow)
         factor = torch.where(accepted, factor.clamp(min=1.0), factor)
         taken = (step.t1 - step.t0).abs()  # may be shorter than `size`: the last step is cut
@@ -204,6 +204,15 @@ def _accept_finite(step: Step, size: Tensor) -> Verdict:
 def _rms(x: Tensor) -> Tensor:
     """Root mean square over the variables of each sample: [B, N] -> [B]."""
     return torch.linalg.vector_norm(x, dim=1) * x.shape[1] ** -0.5
+
+
+def _power(x: Tensor, exponent: float) -> Tensor:
+    """x to a power, [B], with bits that do not depend on the place of an element in the batch.
+
+    On a CPU torch computes whole vectors of contiguous elements by other code than the rest, and
+    the two round differently; elements with a stride are all computed one by one.
+    """
+    return torch.stack((x, x), dim=1)[:, 0] ** exponent
 
 
 def _error_order(tableau: Tableau) -> int:
