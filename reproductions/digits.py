@@ -66,7 +66,9 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config("smoke", channels=4, epochs=1, samples=160, accuracy=None),
+    "smoke": Config(
+        "smoke", channels=4, epochs=1, samples=120, tight=1e-7, reference=1e-8, accuracy=None
+    ),
     "quick": Config("quick"),
     "full": Config("full", channels=32, epochs=60, accuracy=0.98),
 }
@@ -120,6 +122,7 @@ def run(config: Config, console: Console) -> dict[str, object]:
     model = Digits(config.channels, solver)
     with LiveLine(console) as line:
         history = list(train(model, train_set, test_set, config, line))
+    with LiveLine(console) as line:
         rows = list(compare(model, train_set, test_set, config, line))
     bands = [
         Band("largest gradient difference", max(r.difference for r in rows), high=config.agreement)
@@ -224,6 +227,7 @@ def compare(
             doubted=doubted,
             difference=((gradient - reference).norm() / reference.norm()).item(),
         )
+    line.show("compared")
 
 
 def gradient_of(model: Digits, samples: Samples, rtol: float, solver: Solver) -> Tensor:
