@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["BackendUnavailable", "CtflowError", "InvalidProblem", "SolveFailed", "Unsupported"]
+__all__ = [
+    "BackendUnavailable",
+    "CtflowError",
+    "GradientWarning",
+    "InvalidProblem",
+    "SolveFailed",
+    "Unsupported",
+]
 
 
 class CtflowError(Exception):
@@ -32,3 +39,7 @@ class SolveFailed(CtflowError, RuntimeError):
     def __init__(self, message: str, solution: object = None) -> None:
         super().__init__(message)
         self.solution = solution
+
+
+class GradientWarning(UserWarning):
+    """A backward pass has reason to doubt the gradient that it returned."""

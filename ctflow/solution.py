@@ -10,9 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctflow.errors import SolveFailed
+from ctflow.errors import InvalidProblem, SolveFailed, Unsupported
 
-__all__ = ["Counts", "Resolved", "Solution", "Stats", "Status", "Stop", "raise_if_failed"]
+__all__ = [
+    "Counts",
+    "GradientReport",
+    "Resolved",
+    "Solution",
+    "Stats",
+    "Status",
+    "Stop",
+    "raise_if_failed",
+]
 
 
 class Status(IntEnum):
@@ -62,6 +71,96 @@ class Resolved:
     coupling: str
     gradient: str
     max_steps: int
+
+
+class GradientReport:
+    """What the backward pass of a solve found out about its own gradient.
+
+    A handle: the backward pass fills it, and reading it before raises. With `gradient="direct"` and
+    "checkpointed" there is nothing to doubt (the gradient is that of the steps taken): `available`
+    is False. A backend that does not know says so in the same way.
+
+    Attributes:
+        available: Whether a backward pass can fill it.
+        filled: Whether one has.
+    """
+
+    def __init__(self, unavailable: str | None = None) -> None:
+        self._unavailable = unavailable
+        self._values: dict[str, Any] | None = None
+
+    @property
+    def available(self) -> bool:
+        """Whether a backward pass can fill it."""
+        return self._unavailable is None
+
+    @property
+    def filled(self) -> bool:
+        """Whether a backward pass has filled it."""
+        return self._values is not None
+
+    @property
+    def drift(self) -> Tensor:
+        """Distance between the state rebuilt backwards and the stored one, [B, T - 1].
+
+        Entry i belongs to the interval from t[i + 1] back to t[i]; root mean square over the
+        sample's variables, relative to that of its largest stored state.
+        """
+        return self._read("drift")
+
+    @property
+    def error(self) -> Tensor:
+        """Estimated relative error of the adjoint that the drift caused, [B, T - 1]."""
+        return self._read("error")
+
+    @property
+    def quadrature_error(self) -> float:
+        """Estimated error of the parameters' gradient as a quadrature, in units of tolerance.
+
+        Norm of the summed local estimates over  atol + rtol |gradient|, root mean square.
+        """
+        return self._read("quadrature_error")
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """The warnings that were given."""
+        return self._read("messages")
+
+    def fill(
+        self, drift: Tensor, error: Tensor, quadrature_error: float, messages: tuple[str, ...]
+    ) -> None:
+        """Record what a backward pass found; called by backends."""
+        self._values = {
+            "drift": drift,
+            "error": error,
+            "quadrature_error": quadrature_error,
+            "messages": messages,
+        }
+
+    def __repr__(self) -> str:
+        """Its state, and the largest figures."""
+        if self._unavailable is not None:
+            return f"GradientReport(UNAVAILABLE: {self._unavailable})"
+        if self._values is None:
+            return "GradientReport(PENDING: no backward pass has run)"
+        return (
+            f"GradientReport(drift={float(self.drift.max()):.2g}, "
+            f"error={float(self.error.max()):.2g}, "
+            f"quadrature_error={self.quadrature_error:.2g} tolerances)"
+        )
+
+    def _read(self, name: str) -> Any:  # noqa: ANN401
+        if self._unavailable is not None:
+            raise Unsupported(
+                f"`gradient_report.{name}` is UNAVAILABLE: {self._unavailable}. "
+                "Only gradient='adjoint' on a backend that reports has one."
+            )
+        if self._values is None:
+            raise InvalidProblem(
+                f"`gradient_report.{name}` cannot be read yet: no backward pass has run. "
+                "Call backward() on something computed from `y` first."
+            )
+        return self._values[name]
 
 
 @dataclass
@@ -126,6 +225,7 @@ class Solution:
         status: A `Status` for each sample, int64 [B]; one entry under shared steps.
         stats: Settings and costs.
         stops: One entry for each failed sample: where it stood.
+        gradient_report: Filled by the backward pass of `gradient="adjoint"`.
 
     A failed sample is a constant of the gradient: it sends none, so that it cannot spoil what the
     others send to shared parameters.
@@ -136,6 +236,9 @@ class Solution:
     status: Tensor
     stats: Stats
     stops: tuple[Stop, ...] = ()
+    gradient_report: GradientReport = field(
+        default_factory=lambda: GradientReport("this backend does not report")
+    )
 
     @property
     def ok(self) -> bool:

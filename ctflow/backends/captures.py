@@ -25,7 +25,7 @@ from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.state import flatten_args
 
-__all__ = ["Captures", "refuse_second", "sequence_number"]
+__all__ = ["Autocast", "Captures", "refuse_second", "sequence_number"]
 
 _LONGEST = 1_000  # entries of a container that are looked at; a data set is not a parameter
 _MOST = 50_000  # objects that are looked at
@@ -287,6 +287,23 @@ def _names_used(code: types.CodeType) -> tuple[str, ...]:
     """Global names that a function and the functions inside it may read."""
     inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
     return (*code.co_names, *(name for other in inner for name in _names_used(other)))
+
+
+class Autocast(NamedTuple):
+    """Autocast as it was in the forward pass."""
+
+    device: str
+    dtype: torch.dtype
+    enabled: bool
+
+    @classmethod
+    def now(cls, device: str) -> Autocast:
+        """Read the present state."""
+        return cls(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+
+    def again(self) -> torch.autocast:
+        """A context with that state; no weight cache, because steps are redone one by one."""
+        return torch.autocast(self.device, self.dtype, self.enabled, cache_enabled=False)
 
 
 class _Refusal(torch.autograd.Function):

@@ -50,15 +50,26 @@ class Feature(Enum):
 
 @dataclass(frozen=True)
 class Tolerances:
-    """Relative and absolute tolerance of the adjoint's backward solve."""
+    """Tolerances of the adjoint's backward solve.
+
+    Args:
+        rtol: Relative tolerance of state, adjoint and parameter gradient.
+        atol: Absolute tolerance. The adjoint and the parameter gradient are divided by the size of
+            the incoming gradient first, so that it means the same for a sum and a mean.
+        norm: "full" lets the error estimate of the parameter gradient take part in accepting a
+            step; "seminorm" leaves it out (arXiv 2009.09457): fewer steps, and a warning where the
+            estimate says that this cost accuracy.
+    """
 
     rtol: float
     atol: float
+    norm: Literal["full", "seminorm"] = "full"
 
     def __post_init__(self) -> None:
         """Refuse what no solver can honour."""
         _check_number("rtol", self.rtol, zero=True)
         _check_number("atol", self.atol)
+        _check_choice("norm", self.norm, ("full", "seminorm"))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from ctflow.backends.captures import Captures, sequence_number
 from ctflow.backends.field import Field
 from ctflow.backends.native.control import Adaptive, Control, Fixed
-from ctflow.backends.native.gradients import checkpointed, direct
+from ctflow.backends.native.gradients import adjoint, checkpointed, direct
 from ctflow.backends.native.gradients.times import attach, shift
 from ctflow.backends.native.loop import Integration, Outcome
 from ctflow.backends.native.observers import SaveAt
@@ -18,7 +19,7 @@ from ctflow.backends.native.tableau import METHODS, Tableau
 from ctflow.backends.protocol import Feature, Solver, resolved
 from ctflow.errors import InvalidProblem
 from ctflow.problem import ODEProblem
-from ctflow.solution import Counts, Solution, Stats
+from ctflow.solution import Counts, GradientReport, Solution, Stats
 from ctflow.state import Layout
 
 __all__ = ["NativeBackend"]
@@ -52,7 +53,7 @@ class NativeBackend:
     @property
     def features(self) -> frozenset[Feature]:
         """What it can do."""
-        return frozenset(Feature) - {Feature.ADJOINT}
+        return frozenset(Feature)
 
     def refuse(self, problem: ODEProblem, solver: Solver) -> list[str]:
         """Reasons why it cannot do what is asked."""
@@ -66,9 +67,7 @@ class NativeBackend:
                 f"method={method.name!r} has no error estimate to adapt its steps by; give "
                 "Solver(step=...)"
             )
-        if solver.gradient == "adjoint":
-            reasons.append("gradient='adjoint' is not offered here yet")
-        if solver.backward is not None:
+        if solver.backward is not None and solver.gradient not in (None, "adjoint"):
             reasons.append("`backward` tolerances belong to gradient='adjoint'")
         return reasons
 
@@ -85,21 +84,64 @@ class NativeBackend:
             solver.max_steps,
         )
         y0 = layout.pack(problem.y0)
-        out, outcome, unfinished = _run(problem, str(solver.gradient), plan, field, y0, times)
-        backward = Counts.zeros(layout.batch) if solver.gradient == "direct" else None
+        by_adjoint = solver.gradient == "adjoint"
+        report = GradientReport(None if by_adjoint else "this gradient is that of the steps taken")
+        differentiate = _Adjoint(solver, report) if by_adjoint else checkpointed.run
+        direct_only = solver.gradient == "direct"
+        out, outcome, unfinished = _run(
+            problem, plan, field, y0, times, None if direct_only else differentiate
+        )
+        backward = Counts.zeros(layout.batch) if direct_only else None
         stats = Stats(resolved(solver, self), outcome.counts, backward, outcome.trace)
         unfinished.append(stats)
         y = layout.unpack(out)
-        return Solution(problem.t, y, outcome.status, stats, outcome.stops)
+        return Solution(problem.t, y, outcome.status, stats, outcome.stops, report)
+
+
+class _Recomputing(Protocol):
+    """A gradient method whose backward pass evaluates f again."""
+
+    def __call__(
+        self, plan: Integration, field: Field, captures: Captures, y0: Tensor, f0: Tensor
+    ) -> tuple[Tensor, Outcome, list[Stats]]:
+        """States at the output times, how it went, and where the backward pass looks for Stats."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Adjoint:
+    """The adjoint method with its own settings filled in."""
+
+    solver: Solver
+    report: GradientReport
+
+    def __call__(
+        self, plan: Integration, field: Field, captures: Captures, y0: Tensor, f0: Tensor
+    ) -> tuple[Tensor, Outcome, list[Stats]]:
+        """Solve; see `adjoint.run`."""
+        own = self.solver.backward
+        control = plan.control
+        if own is not None:
+            control = Adaptive(own.rtol, own.atol)
+        seminorm = own is not None and own.norm == "seminorm"
+        return adjoint.run(plan, control, seminorm, field, captures, y0, f0, self.report)
 
 
 def _run(  # noqa: PLR0913
-    problem: ODEProblem, gradient: str, plan: Integration, field: Field, y0: Tensor, times: Tensor
+    problem: ODEProblem,
+    plan: Integration,
+    field: Field,
+    y0: Tensor,
+    times: Tensor,
+    differentiate: _Recomputing | None,
 ) -> tuple[Tensor, Outcome, list[Stats]]:
-    """States at the output times by the gradient method asked for, or by none if none is needed."""
+    """States at the output times, differentiable where anything wants a gradient.
+
+    `differentiate` None means through autograd's own graph of the steps.
+    """
     if not torch.is_grad_enabled():
         return _plain(plan, field, y0, None)
-    if gradient == "direct":
+    if differentiate is None:
         start = shift(field, times[:, 0], y0, -1.0) if times.requires_grad else y0
         out, outcome = direct.run(plan, field, start)
         return attach(field, times, y0, out, outcome, record=True), outcome, []
@@ -113,7 +155,7 @@ def _run(  # noqa: PLR0913
         with torch.no_grad():
             return _plain(plan, field, y0, f0)
     start = shift(field, times[:, 0], y0, -1.0, f0) if times.requires_grad else y0
-    out, outcome, unfinished = checkpointed.run(plan, field, captures, start, f0)
+    out, outcome, unfinished = differentiate(plan, field, captures, start, f0)
     return attach(field, times, y0, out, outcome, record=False), outcome, unfinished
 
 

@@ -122,11 +122,16 @@ class Adaptive:
         ratio = _rms(error / scale)
         finite = (ratio < torch.inf) & (scale.amax(dim=1) < torch.inf)
         accepted = finite & (ratio <= 1)
+        factor = self.factor(tableau, torch.where(finite, ratio, torch.inf))
+        taken = (step.t1 - step.t0).abs()  # shorter than `size` where the step was cut at t1
+        suggested = taken * factor.to(taken.dtype)
+        suggested = torch.where(accepted, torch.maximum(suggested, size), suggested)
+        return Verdict(accepted, suggested, finite)
+
+    def factor(self, tableau: Tableau, ratio: Tensor) -> Tensor:
+        """Factor on the step size for an error of `ratio` tolerances."""
         factor = self.safety * _power(ratio, -1 / (_error_order(tableau) + 1))
-        factor = torch.where(finite, factor, 0.0).clamp(self.shrink, self.grow)
-        factor = torch.where(accepted, factor.clamp(min=1.0), factor)
-        taken = (step.t1 - step.t0).abs()  # may be shorter than `size`: the last step is cut
-        return Verdict(accepted, taken * factor.to(taken.dtype), finite)
+        return factor.clamp(self.shrink, self.grow)
 
 
 @dataclass(frozen=True)

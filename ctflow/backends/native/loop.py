@@ -28,12 +28,14 @@ class Outcome(NamedTuple):
         counts: What it cost.
         stops: Where failed samples stood.
         trace: Time after each step that moved a sample, the start first.
+        size: Size of the next step that each sample would take, [B].
     """
 
     status: Tensor
     counts: Counts
     stops: tuple[Stop, ...]
     trace: tuple[Tensor, ...]
+    size: Tensor
 
 
 class Integration(NamedTuple):
@@ -44,12 +46,14 @@ class Integration(NamedTuple):
         control: Step sizes.
         grid: Output times, [B, T], in time's own dtype, detached.
         max_steps: Limit of attempted steps.
+        size: Size of the first step, [B]; None leaves it to the control.
     """
 
     tableau: Tableau
     control: Control
     grid: Tensor
     max_steps: int
+    size: Tensor | None = None
 
     @property
     def span(self) -> Span:
@@ -169,13 +173,15 @@ def integrate(
             place = _drop_stuck(rows, verdict, moved, span, place)
     if rows.n_active:
         _fail(rows, rows.active, torch.full_like(rows.status, Status.MAX_STEPS), place)
-    return Outcome(rows.status.cpu(), rows.counts(), tuple(rows.stops), tuple(trace))
+    return Outcome(rows.status.cpu(), rows.counts(), tuple(rows.stops), tuple(trace), place.size)
 
 
 @torch.no_grad()
 def _first_size(
     plan: Integration, field: FlatField, span: Span, y0: Tensor, f0: Tensor
 ) -> tuple[Tensor, int]:
+    if plan.size is not None:
+        return plan.size, 0
     return plan.control.first(field, plan.tableau, span, y0, f0)
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ctflow.backends.captures import Captures, refuse_second, sequence_number
-from ctflow.backends.native.gradients.replay import exchange, well
+from ctflow.backends.captures import Autocast, Captures, refuse_second, sequence_number
+from ctflow.backends.native.gradients.replay import exchange, hits_of_the_well, well
 from ctflow.backends.native.interpolate import evaluate
 from ctflow.backends.native.loop import Integration, Outcome
 from ctflow.backends.native.observers import Hits, Recorded, RecordGrid, SaveAt
@@ -68,7 +68,7 @@ class _Checkpointed(torch.autograd.Function):
         job.outcomes.append(plan(job.field, y0, job.f0, [save, record]))
         ctx.save_for_backward(y0, *inputs)
         ctx.job, ctx.kept = job, list(zip(record.steps, save.hits, strict=True))
-        ctx.autocast = _Autocast.now(y0.device.type)
+        ctx.autocast = Autocast.now(y0.device.type)
         return save.result()
 
     @staticmethod
@@ -99,7 +99,8 @@ def _pull_back(
         watched = _Watched(job, leaves)
         for step, hits in reversed(kept):
             step = Recorded(*(exchange(source, x) for x in step))
-            a, shares, y1 = _pull_back_step(watched, leaves, step, hits, a, g)
+            own = hits_of_the_well(source, hits)
+            a, shares, y1 = _pull_back_step(watched, leaves, step, own, a, g)
             for i, share in enumerate(shares):
                 total[i] = _add(total[i], share)
             _check_same(y1, y_after)
@@ -173,20 +174,3 @@ def _add(total: Tensor | None, share: Tensor | None) -> Tensor | None:
     if total is None or share is None:
         return share if total is None else total
     return total + share
-
-
-class _Autocast(NamedTuple):
-    """Autocast as it was in the forward pass."""
-
-    device: str
-    dtype: torch.dtype
-    enabled: bool
-
-    @classmethod
-    def now(cls, device: str) -> _Autocast:
-        """Read the present state."""
-        return cls(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-
-    def again(self) -> torch.autocast:
-        """A context with that state; its weight cache is off, because steps are redone one by one."""
-        return torch.autocast(self.device, self.dtype, self.enabled, cache_enabled=False)

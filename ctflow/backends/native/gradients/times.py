@@ -33,18 +33,26 @@ def shift(field: FlatField, t: Tensor, y: Tensor, sign: float, f: Tensor | None 
         f: `field(t, y)` as a constant, where it is known already.
 
     Returns:
-        States [B, N], equal to y. Right to second order where grad mode records `field`.
+        States [B, N], equal to y. Without `f` right to second order, and refused beyond; with `f`
+        right to first order.
 
     Cost:
         One evaluation of f; none with `f`.
     """
-    if f is not None:
-        return _Shift.apply(y, t, f, sign, [])  # pyright: ignore
     known: list[Tensor] = []
-    once = _Shift.apply(y, t, None, sign, known)  # pyright: ignore
-    slope = field(t.to(y.dtype), once)  # its own dependence on t goes through `once`
+    if f is not None:
+        known.append(_finite(f))
+        return _Shift.apply(y, t, None, sign, known, "checkpointed/adjoint")  # pyright: ignore
+    once = _Shift.apply(y, t, None, sign, known, "direct")  # pyright: ignore
+    slope = _finite(field(t.to(y.dtype), once))  # its own dependence on t goes through `once`
     known.append(slope.detach())
-    return _Shift.apply(y, t, slope, sign, known)  # pyright: ignore
+    return _Shift.apply(y, t, slope, sign, known, "direct")  # pyright: ignore
+
+
+def _finite(f: Tensor) -> Tensor:
+    """Zero slopes for samples that cannot start: they send a zero gradient, and 0 * inf is NaN."""
+    finite = torch.isfinite(f).all(dim=1, keepdim=True)
+    return f if bool(finite.all()) else torch.where(finite, f, 0.0)
 
 
 def attach(  # noqa: PLR0913
@@ -81,24 +89,33 @@ def attach(  # noqa: PLR0913
 
 
 class _Shift(torch.autograd.Function):
-    """y with dy/dt = sign * f; f is given, or filled in later by the caller."""
+    """y with dy/dt = sign * f; f is an input with a history, or else the constant `known[0]`."""
 
     @staticmethod
     def forward(  # noqa: PLR0913
-        ctx: Any, y: Tensor, t: Tensor, f: Tensor | None, sign: float, known: list[Tensor]  # noqa: ANN401
+        ctx: Any,  # noqa: ANN401
+        y: Tensor,
+        t: Tensor,
+        f: Tensor | None,
+        sign: float,
+        known: list[Tensor],
+        name: str,
     ) -> Tensor:
         """Hand the state on."""
         ctx.save_for_backward(t, f)
-        ctx.sign, ctx.known = sign, known
+        ctx.sign, ctx.known, ctx.name = sign, known, name
+        ctx.set_materialize_grads(False)  # the history of f is visited with no gradient at all
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # noqa: ANN401
         """Contract the slope with the gradient."""
         (g,) = gradients
+        if g is None:
+            return (None,) * 6
         t, f = ctx.saved_tensors
         slope = ctx.known[0] if f is None else f
         dt = ctx.sign * (g * slope).sum(dim=1).to(t.dtype)
         if f is None:
-            (dt,) = refuse_second((dt,), "direct", (g, t))
-        return g, dt, None, None, None
+            (dt,) = refuse_second((dt,), ctx.name, (g, t))
+        return g, dt, None, None, None, None

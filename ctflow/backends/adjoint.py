@@ -1,0 +1,311 @@
+"""The continuous adjoint as every backend of ours walks it: Algorithms 1 and 2 of the paper.
+
+From the last output time to the first, one interval at a time: the adjoint jumps by the gradient
+that reaches an output, the state is put back to the stored output, and  [y, a]  with
+dy/dt = f,  da/dt = -a df/dy  is solved backwards, while  dL/dtheta = int a df/dtheta dt  is summed
+up (arXiv 1806.07366v5, eq. 4 and 5, Algorithm 1, figure 2). Who solves an interval is handed in.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ctflow.backends.captures import Captures, sequence_number
+from ctflow.backends.field import Field
+from ctflow.errors import GradientWarning, SolveFailed
+from ctflow.solution import GradientReport
+
+__all__ = [
+    "AdjointField",
+    "Evaluated",
+    "Interval",
+    "IntervalSolver",
+    "RanAway",
+    "conclude",
+    "walk",
+]
+
+_LOOK_CLOSER = 1e-5  # relative drift from which its effect on the gradient is estimated
+_DOUBT = 5e-3  # estimated relative error of the gradient from which a warning is given
+_QUADRATURE = 100.0  # estimated error in tolerances from which a warning is given
+_DEEPEST = 12  # halvings of an interval
+_SMALLEST = 1e-30
+
+
+class Evaluated(NamedTuple):
+    """The field at one place, with the graph that its vector-Jacobian products need.
+
+    Attributes:
+        dy: f(t, y), [B, N], with its graph.
+        state: The leaf it was evaluated at, [B, N].
+        a: Adjoint there, [B, N].
+        pulled: a df/dy, [B, N].
+    """
+
+    dy: Tensor
+    state: Tensor
+    a: Tensor
+    pulled: Tensor
+
+
+class AdjointField:
+    """f and its vector-Jacobian products, while the captured tensors stand as in the forward pass.
+
+    Args:
+        field: dy/dt on flat tensors.
+        captures: What it reads beside t and y.
+        leaves: What stands in the place of `captures.inputs` now.
+    """
+
+    def __init__(self, field: Field, captures: Captures, leaves: tuple[Tensor, ...]) -> None:
+        self._field = field
+        self._captures = captures
+        self.leaves = leaves
+        self.n_f_evals = 0
+
+    def __call__(self, t: Tensor, y: Tensor, a: Tensor) -> Evaluated:
+        """Evaluate f and a df/dy at times [B], states [B, N] and adjoints [B, N]."""
+        self.n_f_evals += 1
+        with torch.enable_grad():
+            state = y.detach().requires_grad_()
+            marker = sequence_number()
+            dy = self._field(t, state)
+            self._captures.recheck(dy, state, marker, self.leaves, t)
+        pulled = None
+        if dy.requires_grad:
+            (pulled,) = torch.autograd.grad(dy, state, a, retain_graph=True, allow_unused=True)
+        return Evaluated(dy, state, a, torch.zeros_like(y) if pulled is None else pulled)
+
+    def parameters(
+        self, places: Sequence[Evaluated], cotangents: Sequence[Tensor], keep: bool
+    ) -> list[Tensor]:
+        """Sum over places of cotangent df/dtheta, summed over samples; never [B, P].
+
+        Args:
+            places: Where f was evaluated.
+            cotangents: One [B, N] for each place.
+            keep: Whether the graphs are needed again.
+
+        Returns:
+            One tensor for each of `leaves`; zeros where f did not reach it.
+        """
+        pairs = [
+            (p.dy, c) for p, c in zip(places, cotangents, strict=True) if p.dy.requires_grad
+        ]
+        if not (pairs and self.leaves):
+            return [torch.zeros_like(leaf) for leaf in self.leaves]
+        outputs, gradients = zip(*pairs, strict=True)
+        shares = torch.autograd.grad(
+            outputs, self.leaves, gradients, retain_graph=keep, allow_unused=True
+        )
+        return [
+            torch.zeros_like(leaf) if share is None else share
+            for leaf, share in zip(self.leaves, shares, strict=True)
+        ]
+
+
+class RanAway(Exception):  # noqa: N818 - a signal between two modules, never seen outside
+    """The state rebuilt backwards left the range of the forward pass, or could not go on.
+
+    Args:
+        t: Time at which it was given up.
+        cause: What happened, for the message.
+    """
+
+    def __init__(self, t: float, cause: str) -> None:
+        super().__init__(cause)
+        self.t = t
+        self.cause = cause
+
+
+class IntervalSolver(Protocol):
+    """Whoever solves the adjoint equation backwards over one interval at a time."""
+
+    def back(self, t_from: Tensor, t_to: Tensor, y: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """State and adjoint at t_to [B] from those at t_from [B]; sums up the quadrature.
+
+        Raises:
+            RanAway: If it did not get there; the quadrature is as it was before.
+        """
+        ...
+
+    def forth(self, t_from: Tensor, t_to: Tensor, y: Tensor) -> Tensor:
+        """State at t_to [B] from that at t_from [B], as the forward pass would find it."""
+        ...
+
+
+class Interval(NamedTuple):
+    """What is known of the gradient's error after one interval.
+
+    Attributes:
+        drift: Distance of the rebuilt state from the stored one, relative, [B].
+        error: Estimated relative error of the adjoint, [B].
+        shared: Estimated error of the parameters' gradient, absolute, 0-dim.
+        splits: How often the interval had to be split.
+        cause: Why, if it was.
+    """
+
+    drift: Tensor
+    error: Tensor
+    shared: Tensor
+    splits: int = 0
+    cause: str = ""
+
+
+def walk(
+    solver: IntervalSolver, field: AdjointField, times: Tensor, out: Tensor, g: Tensor
+) -> tuple[Tensor, list[Interval]]:
+    """Solve the adjoint equation from the last output time to the first.
+
+    Args:
+        solver: Solves one interval.
+        field: For the estimate of what the drift does to the gradient.
+        times: Output times, [B, T].
+        out: Stored states, [T, B, N].
+        g: Gradient that reaches each of them, [T, B, N].
+
+    Returns:
+        Gradient of the initial state, [B, N], and what was found on each interval, first to last.
+
+    Raises:
+        SolveFailed: If an interval cannot be solved backwards even in small pieces.
+    """
+    largest = _rms(out).amax(dim=0).clamp(min=_SMALLEST)
+    a = g[-1]
+    found: list[Interval] = []
+    for i in range(out.shape[0] - 1, 0, -1):
+        ends = (times[:, i], times[:, i - 1])
+        a, interval = _interval(solver, field, ends, (out[i], out[i - 1]), a, largest, 0)
+        found.append(interval)
+        a = a + g[i - 1]
+    return a, found[::-1]
+
+
+def _interval(  # noqa: PLR0913
+    solver: IntervalSolver, field: AdjointField, times: tuple[Tensor, Tensor],
+    states: tuple[Tensor, Tensor], a: Tensor, largest: Tensor, depth: int,
+) -> tuple[Tensor, Interval]:
+    """Adjoint at the earlier end of an interval; in two halves if solving back runs away.
+
+    The state in the middle is solved for forwards once more, so the memory grows by one state for
+    each halving.
+    """
+    try:
+        rebuilt, a = solver.back(*times, states[0], a)
+    except RanAway as stop:
+        if depth == _DEEPEST:
+            raise SolveFailed(
+                f"the adjoint cannot be solved backwards near t={stop.t:.6g}: {stop.cause}, even "
+                f"over 1/{2**depth} of the interval. Use gradient='checkpointed'."
+            ) from None
+        middle = (times[0] + times[1]) / 2
+        state = solver.forth(times[1], middle, states[1])
+        a, late = _interval(solver, field, (times[0], middle), (states[0], state), a, largest,
+                            depth + 1)
+        a, early = _interval(solver, field, (middle, times[1]), (state, states[1]), a, largest,
+                             depth + 1)
+        return a, Interval(
+            torch.maximum(late.drift, early.drift), torch.maximum(late.error, early.error),
+            late.shared + early.shared, late.splits + early.splits + 1,
+            f"{stop.cause} at t={stop.t:.6g}",
+        )
+    return a, _drift(field, times, rebuilt, states[1], a, largest)
+
+
+def _drift(  # noqa: PLR0913
+    field: AdjointField, times: tuple[Tensor, Tensor], rebuilt: Tensor, stored: Tensor, a: Tensor,
+    largest: Tensor,
+) -> Interval:
+    """How far the rebuilt state is from the stored one, and what that did to the gradient.
+
+    Along an interval the distance d grows at a rate |f(rebuilt) - f(stored)| / |d|, so that its
+    effect lasts for the smaller of the interval and 1 / rate. The effect itself is the change of
+    a df/dy and a df/dtheta between the two states.
+    """
+    d = rebuilt - stored
+    drift = _rms(d) / largest
+    none = torch.zeros_like(drift)
+    if not bool((drift > _LOOK_CLOSER).any()):
+        return Interval(drift, none, none.sum())
+    t = times[1].to(d.dtype)
+    there, here = field(t, rebuilt, a), field(t, stored, a)
+    rate = _rms((there.dy - here.dy).detach()) / _rms(d).clamp(min=_SMALLEST)
+    length = (times[0] - times[1]).abs().to(d.dtype)
+    lasting = torch.minimum(length, 1 / rate.clamp(min=_SMALLEST))
+    changed = _rms(there.pulled - here.pulled) * lasting / _rms(a).clamp(min=_SMALLEST)
+    weight = lasting.unsqueeze(1) * a
+    moved = field.parameters((there, here), (weight, -weight), keep=False)
+    return Interval(drift, _finite_or_inf(changed), _finite_or_inf(_norm(moved) + none.sum()))
+
+
+def conclude(
+    report: GradientReport,
+    times: Tensor,
+    found: list[Interval],
+    gradients: Sequence[Tensor],
+    quadrature_error: float,
+) -> None:
+    """Fill the report, and warn where it gives reason to.
+
+    Args:
+        report: The handle of the solution.
+        times: Output times, [B, T].
+        found: What `walk` returned.
+        gradients: Parameters' gradients, in the units in which they were summed.
+        quadrature_error: Estimated error of these in units of tolerance.
+    """
+    drift = torch.stack([f.drift for f in found], dim=1).cpu()
+    whole = _norm(gradients).clamp(min=_SMALLEST) if gradients else torch.ones(())
+    shares = torch.stack([f.shared for f in found]).cpu() / whole.cpu()
+    error = torch.maximum(torch.stack([f.error for f in found], dim=1).cpu(), shares)
+    messages: list[str] = []
+    sample, i = divmod(int(error.argmax()), error.shape[1])
+    if float(error[sample, i]) > _DOUBT:
+        who = f" of sample {sample}" if drift.shape[0] > 1 else ""
+        messages.append(
+            f"the adjoint's gradient{who} is in doubt: on the interval {_span(times, sample, i)} "
+            f"(number {i}) the state rebuilt backwards ends {float(drift[sample, i]):.2g} of its "
+            f"size away from the stored one; estimated relative error of the gradient "
+            f"{float(error[sample, i]):.2g}. Use gradient='checkpointed', or tighter `backward` "
+            "tolerances, or more output times."
+        )
+    for i, interval in enumerate(found):
+        if interval.splits:
+            messages.append(
+                f"the adjoint ran away on the interval {_span(times, 0, i)} (number {i}): "
+                f"{interval.cause}. It was split {interval.splits} times, at states solved for "
+                "forwards once more, which costs time. Use gradient='checkpointed'."
+            )
+    if quadrature_error > _QUADRATURE:
+        messages.append(
+            "the adjoint's parameter gradient is in doubt: the error estimate of its quadrature is "
+            f"{quadrature_error:.2g} times the tolerance, and the seminorm left it out of the step "
+            "decision. Use Tolerances(norm='full'), or gradient='checkpointed'."
+        )
+    report.fill(drift, error, quadrature_error, tuple(messages))
+    for message in messages:
+        warnings.warn(message, GradientWarning, stacklevel=2)
+
+
+def _span(times: Tensor, sample: int, i: int) -> str:
+    return f"from t={float(times[sample, i]):.6g} to {float(times[sample, i + 1]):.6g}"
+
+
+def _finite_or_inf(x: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(x), x, torch.inf)
+
+
+def _rms(x: Tensor) -> Tensor:
+    """Root mean square over the variables of each sample."""
+    return torch.linalg.vector_norm(x, dim=-1) * x.shape[-1] ** -0.5
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of several tensors together; 0 for none."""
+    squares = [torch.linalg.vector_norm(x).square() for x in tensors]
+    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
