@@ -34,6 +34,7 @@ _MODULES = {
     "ctflow.backends.protocol": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.field": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.captures": Place(4, frozenset({1, 2, 3})),
+    "ctflow.backends.times": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.adjoint": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.registry": Place(5, frozenset(range(1, 5))),
     "ctflow.backends": Place(5, frozenset(range(1, 6))),
@@ -57,10 +58,11 @@ _PACKAGES = {
     "ctflow.cli": Place(11, frozenset(range(1, 11))),
 }
 # Within a row: compiled reuses native's parts; what all backends share is built up in steps, the
-# field, then the tensors that it captures, then the adjoint of both.
+# field, then the tensors that it captures, then what its times and its adjoint make of both.
 _ALSO = {
     ("ctflow.backends.compiled", "ctflow.backends.native"),
     ("ctflow.backends.captures", "ctflow.backends.field"),
+    ("ctflow.backends.times", "ctflow.backends.captures"),
     ("ctflow.backends.adjoint", "ctflow.backends.field"),
     ("ctflow.backends.adjoint", "ctflow.backends.captures"),
 }

@@ -25,7 +25,7 @@ from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.state import flatten_args
 
-__all__ = ["Autocast", "Captures", "refuse_second", "sequence_number"]
+__all__ = ["Autocast", "Captures", "refuse", "refuse_second", "sequence_number"]
 
 _LONGEST = 1_000  # entries of a container that are looked at; a data set is not a parameter
 _MOST = 50_000  # objects that are looked at
@@ -310,18 +310,35 @@ class _Refusal(torch.autograd.Function):
     """The identity; differentiating through it says why that would be wrong."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, name: str, *inputs: Tensor) -> Tensor:  # noqa: ANN401, ARG004
+    def forward(ctx: Any, gradient: Tensor, message: str, *inputs: Tensor) -> Tensor:  # noqa: ANN401, ARG004
         """Hand the gradient on."""
-        ctx.name = name
+        ctx.message = message
         return gradient.view_as(gradient)
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:  # noqa: ANN401
         """Refuse."""
-        raise Unsupported(
-            f"gradient={ctx.name!r} cannot be differentiated a second time (its backward pass is "
-            "not recorded). Use gradient='direct' on the native backend."
-        )
+        raise Unsupported(ctx.message)
+
+
+def refuse(
+    gradients: Iterable[Tensor | None], message: str, inputs: Iterable[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Derivatives that raise where someone differentiates them again.
+
+    Args:
+        gradients: What a backward pass computed.
+        message: What is then said.
+        inputs: Tensors that the gradients depend on.
+
+    Returns:
+        The same numbers; under `create_graph=True` with a node behind them that raises.
+    """
+    if not torch.is_grad_enabled():
+        return tuple(gradients)
+    needed = tuple(x for x in inputs if x.requires_grad)
+    apply: Callable[..., Tensor] = _Refusal.apply
+    return tuple(None if g is None else apply(g, message, *needed) for g in gradients)
 
 
 def refuse_second(
@@ -337,8 +354,8 @@ def refuse_second(
     Returns:
         The same numbers; under `create_graph=True` with a node behind them that raises.
     """
-    if not torch.is_grad_enabled():
-        return tuple(gradients)
-    needed = tuple(x for x in inputs if x.requires_grad)
-    apply: Callable[..., Tensor] = _Refusal.apply
-    return tuple(None if g is None else apply(g, name, *needed) for g in gradients)
+    message = (
+        f"gradient={name!r} cannot be differentiated a second time (its backward pass is not "
+        "recorded). Use gradient='direct' on the native backend."
+    )
+    return refuse(gradients, message, inputs)

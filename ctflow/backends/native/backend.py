@@ -12,11 +12,12 @@ from ctflow.backends.captures import Captures, sequence_number
 from ctflow.backends.field import Field
 from ctflow.backends.native.control import Adaptive, Control, Fixed
 from ctflow.backends.native.gradients import adjoint, checkpointed, direct
-from ctflow.backends.native.gradients.times import attach, shift
+from ctflow.backends.native.gradients.times import attach
 from ctflow.backends.native.loop import Integration, Outcome
 from ctflow.backends.native.observers import SaveAt
 from ctflow.backends.native.tableau import METHODS, Tableau
 from ctflow.backends.protocol import Feature, Solver, resolved
+from ctflow.backends.times import shift
 from ctflow.errors import InvalidProblem
 from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, GradientReport, Solution, Stats
@@ -89,7 +90,7 @@ class NativeBackend:
         differentiate = _Adjoint(solver, report) if by_adjoint else checkpointed.run
         direct_only = solver.gradient == "direct"
         out, outcome, unfinished = _run(
-            problem, plan, field, y0, times, None if direct_only else differentiate
+            problem, plan, field, y0, times, None if direct_only else differentiate, solver
         )
         backward = Counts.zeros(layout.batch) if direct_only else None
         stats = Stats(resolved(solver, self), outcome.counts, backward, outcome.trace)
@@ -134,6 +135,7 @@ def _run(  # noqa: PLR0913
     y0: Tensor,
     times: Tensor,
     differentiate: _Recomputing | None,
+    solver: Solver,
 ) -> tuple[Tensor, Outcome, list[Stats]]:
     """States at the output times, differentiable where anything wants a gradient.
 
@@ -141,22 +143,23 @@ def _run(  # noqa: PLR0913
     """
     if not torch.is_grad_enabled():
         return _plain(plan, field, y0, None)
+    gradient, moving = str(solver.gradient), times.requires_grad
     if differentiate is None:
-        start = shift(field, times[:, 0], y0, -1.0) if times.requires_grad else y0
+        start = shift(field, times[:, 0], y0, -1.0, None, gradient) if moving else y0
         out, outcome = direct.run(plan, field, start)
-        return attach(field, times, y0, out, outcome, record=True), outcome, []
+        return attach(field, times, y0, out, outcome, gradient), outcome, []
     captures = Captures(problem, field)
     leaf = y0.detach().requires_grad_()
     marker = sequence_number()
     reached = field(plan.span.t0.to(y0.dtype), leaf)
     captures.discover(reached, leaf, marker)
     f0 = reached.detach()
-    if not (captures.inputs or y0.requires_grad or times.requires_grad):
+    if not (captures.inputs or y0.requires_grad or moving):
         with torch.no_grad():
             return _plain(plan, field, y0, f0)
-    start = shift(field, times[:, 0], y0, -1.0, f0) if times.requires_grad else y0
+    start = shift(field, times[:, 0], y0, -1.0, f0, gradient) if moving else y0
     out, outcome, unfinished = differentiate(plan, field, captures, start, f0)
-    return attach(field, times, y0, out, outcome, record=False), outcome, unfinished
+    return attach(field, times, y0, out, outcome, gradient), outcome, unfinished
 
 
 def _plain(

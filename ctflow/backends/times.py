@@ -1,0 +1,127 @@
+"""Gradients of the times, in one closed form for every method and backend.
+
+    dL/dt_i = g_i . f(t_i, y_i)  for i >= 1,      dL/dt_0 = -a(t_0+) . f(t_0, y_0),
+
+where g_i is the gradient that reaches output i and a(t_0+) the one that reaches the initial state
+through the solve, before g_0 is added (arXiv 1806.07366v5, appendix C, Algorithm 2, where the sign
+follows from a.f obeying d(a.f)/dt = a.df/dt).
+
+Second derivatives are those of one midpoint step  y + h f(t + h/2, y + h/2 f(t, y))  of length
+h = 0 from the state at t: that method has order 2, so its first two derivatives by h are the
+solution's. Nothing is wrong beyond: a third differentiation is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ctflow.backends.captures import refuse, refuse_second
+
+__all__ = ["shift"]
+
+
+class Slope(Protocol):
+    """f on flat tensors: times [B] in the dtype of y, states [B, N] -> [B, N]."""
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        """Evaluate it once."""
+        ...
+
+
+def shift(
+    field: Slope, t: Tensor, y: Tensor, sign: float, f: Tensor | None, gradient: str
+) -> Tensor:
+    """The state itself, with  dy/dt = sign * f(t, y)  recorded for the backward pass.
+
+    Args:
+        field: f on flat tensors.
+        t: Times [B], with a gradient.
+        y: States [B, N].
+        sign: +1 for an output at t; -1 for an initial state at t.
+        f: `field(t, y)` as a constant, where it is known already or no second derivative is
+            offered; None evaluates it with its history.
+        gradient: Name of the gradient method, for messages.
+
+    Returns:
+        States [B, N], equal to y. With `f` a second differentiation raises, without a third.
+
+    Cost:
+        One evaluation of f; none with `f`.
+    """
+    known: list[Tensor] = []
+    if f is not None:
+        known.append(_finite(f))
+        return _Shift.apply(y, t, None, sign, known, gradient)  # pyright: ignore
+    half = t.detach() + 0.5 * (t - t.detach())  # t itself, which moves half as fast
+    middle = _Shift.apply(y, t, None, 0.5 * sign, known, None)  # pyright: ignore
+    slope = _finite(field(half.to(y.dtype), middle))
+    known.append(slope.detach())
+    return _Shift.apply(y, t, slope, sign, known, gradient)  # pyright: ignore
+
+
+def _finite(f: Tensor) -> Tensor:
+    """Zero slopes for samples that cannot start: they send a zero gradient, and 0 * inf is NaN."""
+    finite = torch.isfinite(f).all(dim=1, keepdim=True)
+    return f if bool(finite.all()) else torch.where(finite, f, 0.0)
+
+
+class _Shift(torch.autograd.Function):
+    """y with dy/dt = sign * slope; the slope is an input with a history, or else a constant."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        y: Tensor,
+        t: Tensor,
+        slope: Tensor | None,
+        sign: float,
+        known: list[Tensor],
+        gradient: str | None,
+    ) -> Tensor:
+        """Hand the state on."""
+        ctx.save_for_backward(t, slope)
+        ctx.sign, ctx.known, ctx.gradient = sign, known, gradient
+        ctx.set_materialize_grads(False)  # the history of f is visited with no gradient at all
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # noqa: ANN401
+        """Contract the slope with the gradient."""
+        (g,) = gradients
+        if g is None:
+            return (None,) * 6
+        t, slope = ctx.saved_tensors
+        f = ctx.known[0] if slope is None else slope
+        dt = ctx.sign * (g * f).sum(dim=1).to(t.dtype)
+        if slope is None:
+            if ctx.gradient is not None:
+                (dt,) = refuse_second((dt,), ctx.gradient, (g, t))
+            return g, dt, None, None, None, None
+        if not torch.is_grad_enabled():
+            return g, dt, None, None, None, None
+        h = (t - t.detach()).to(g.dtype).unsqueeze(1)  # zero, but its derivative is not
+        dt, df = (_LastTime.apply(x, g, t, slope) for x in (dt, ctx.sign * g * h))
+        return g, dt, df, None, None, None
+
+
+class _LastTime(torch.autograd.Function):
+    """The identity on a first derivative, of which no more than one further one may be taken."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ANN401
+        """Hand the gradient on."""
+        ctx.save_for_backward(*inputs)
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
+        """Hand the second gradient on, behind a refusal."""
+        message = (
+            "a solve whose `t` requires a gradient can be differentiated twice, not a third time. "
+            "Detach `t`, or differentiate something that does not depend on it."
+        )
+        (second,) = refuse(gradients, message, ctx.saved_tensors)
+        return second, *(None for _ in ctx.saved_tensors)
