@@ -20,7 +20,7 @@ __all__ = ["as_solver", "odeint", "solve"]
 S = TypeVar("S", bound="State")
 
 
-def odeint(  # noqa: PLR0913 - the one signature every user of the field knows
+def odeint(
     f: Any,  # noqa: ANN401 - any callable; ODEProblem checks it
     y0: S,
     t: Tensor | Sequence[float],
@@ -66,9 +66,19 @@ def odeint(  # noqa: PLR0913 - the one signature every user of the field knows
         >>> y.shape
         torch.Size([2, 2])
     """
-    settings = {"backend": backend, "method": method, "rtol": rtol, "atol": atol, "gradient": gradient}
-    given = {name: value for name, value in settings.items() if value is not None}
-    problem = ODEProblem(f, y0, t, params=params, args=args)  # pyright: ignore[reportArgumentType] - normalises t, params
+    given = {
+        name: value
+        for name, value in (
+            ("backend", backend),
+            ("method", method),
+            ("rtol", rtol),
+            ("atol", atol),
+            ("gradient", gradient),
+        )
+        if value is not None
+    }
+    # ODEProblem turns numbers and iterables into tensors and tuples.
+    problem = ODEProblem(f, y0, t, params, args)  # pyright: ignore[reportArgumentType]
     return raise_if_failed(solve(problem, replace(as_solver(solver), **given))).y  # pyright: ignore[reportArgumentType]
 
 

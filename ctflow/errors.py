@@ -17,7 +17,7 @@ class CtflowError(Exception):
 
 
 class InvalidProblem(CtflowError, ValueError):
-    """What was asked makes no sense: a wrong shape, dtype, time grid, tolerance or return value of `f`."""
+    """What was asked makes no sense: a shape, dtype, time grid, tolerance, or what `f` returns."""
 
 
 class Unsupported(CtflowError, NotImplementedError):

@@ -89,7 +89,7 @@ def _check_callable(f: object, has_args: bool) -> None:
 def _check_state(y0: object, batched: bool) -> Tensor:
     leaves = leaves_of(y0)
     if not leaves:
-        raise InvalidProblem("`y0` must hold at least one tensor, got none. Pass the initial state.")
+        raise InvalidProblem("`y0` must hold a tensor, got none. Pass the initial state.")
     for i, leaf in enumerate(leaves):
         _check_leaf(leaf, "`y0`" if len(leaves) == 1 else f"leaf {i} of `y0`")
     first: Tensor = leaves[0]
@@ -206,7 +206,7 @@ def _check_monotone(t: Tensor) -> None:
 def _checked_params(params: Iterable[object] | None) -> tuple[Tensor, ...] | None:
     if params is None:
         return None
-    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+    if isinstance(params, Tensor) or not isinstance(params, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidProblem(
             f"`params` must be an iterable of tensors, got {type(params).__name__}. "
             "Write params=(theta,) or params=module.parameters()."

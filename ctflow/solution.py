@@ -61,7 +61,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Resolved:
-    """The settings a solve ran with: every None of the `ctflow.Solver` replaced by what it became."""
+    """The settings a solve ran with: every None of the `Solver` replaced by what it became."""
 
     backend: str
     method: str
@@ -279,7 +279,9 @@ def raise_if_failed(solution: Solution) -> Solution:
     t0, t1 = float(row[0]), float(row[-1])
     who = f"sample {stop.sample}" if settings.coupling == "per_sample" else "the solve"
     others = f" ({len(solution.stops)} of {len(solution.status)} samples failed)"
-    tolerances = "" if settings.rtol is None else f", rtol={settings.rtol:g}, atol={settings.atol:g}"
+    tolerances = ""
+    if settings.rtol is not None:
+        tolerances = f", rtol={settings.rtol:g}, atol={settings.atol:g}"
     message = (
         f"{who} stopped with {status.name} at t={stop.t:.6g} of [{t0:g}, {t1:g}] after "
         f"{int(solution.stats.forward.n_steps[stop.sample])} steps, next step {stop.step:.3g}"

@@ -1,4 +1,4 @@
-"""User state (a tensor, or a tuple, list or dict of tensors) as one flat tensor [B, N], and back."""
+"""User state (a tensor, or tensors in tuples, lists and dicts) as one flat tensor [B, N]."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ctflow.errors import InvalidProblem
 __all__ = ["Layout", "State", "expand_time", "flatten_args", "leaves_of", "map_leaves"]
 
 State: TypeAlias = "Tensor | tuple[State, ...] | list[State] | dict[str, State]"
-"""What can be integrated: a tensor, or tensors of one dtype and device in tuples, lists and dicts."""
+"""What can be integrated: tensors of one dtype and device, bare or in tuples, lists and dicts."""
 
 
 def expand_time(t: Tensor, leaf: Tensor) -> Tensor:
@@ -116,7 +116,8 @@ class Layout:
             return pytree.tree_unflatten([flat.reshape(lead + self.shapes[0])], self.treespec)
         sizes = [shape.numel() // self.batch for shape in self.shapes]
         parts = flat.split(sizes, dim=-1)
-        leaves = [part.reshape(lead + shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        pairs = zip(parts, self.shapes, strict=True)
+        leaves = [part.reshape(lead + shape) for part, shape in pairs]
         return pytree.tree_unflatten(leaves, self.treespec)
 
     def time(self, t: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ctflow.backends.captures import Captures, sequence_number
+from ctflow.backends.captures import Captures, pull, sequence_number
 from ctflow.backends.field import Field
 from ctflow.errors import GradientWarning, SolveFailed
 from ctflow.solution import GradientReport
@@ -76,9 +76,7 @@ class AdjointField:
             marker = sequence_number()
             dy = self._field(t, state)
             self._captures.recheck(dy, state, marker, self.leaves, t)
-        pulled = None
-        if dy.requires_grad:
-            (pulled,) = torch.autograd.grad(dy, state, a, retain_graph=True, allow_unused=True)
+        (pulled,) = pull((dy,), (state,), (a,), keep=True) if dy.requires_grad else (None,)
         return Evaluated(dy, state, a, torch.zeros_like(y) if pulled is None else pulled)
 
     def parameters(
@@ -94,22 +92,17 @@ class AdjointField:
         Returns:
             One tensor for each of `leaves`; zeros where f did not reach it.
         """
-        pairs = [
-            (p.dy, c) for p, c in zip(places, cotangents, strict=True) if p.dy.requires_grad
-        ]
+        pairs = [(p.dy, c) for p, c in zip(places, cotangents, strict=True) if p.dy.requires_grad]
         if not (pairs and self.leaves):
             return [torch.zeros_like(leaf) for leaf in self.leaves]
-        outputs, gradients = zip(*pairs, strict=True)
-        shares = torch.autograd.grad(
-            outputs, self.leaves, gradients, retain_graph=keep, allow_unused=True
-        )
+        shares = pull([dy for dy, _ in pairs], self.leaves, [c for _, c in pairs], keep)
         return [
             torch.zeros_like(leaf) if share is None else share
             for leaf, share in zip(self.leaves, shares, strict=True)
         ]
 
 
-class RanAway(Exception):  # noqa: N818 - a signal between two modules, never seen outside
+class RanAway(Exception):
     """The state rebuilt backwards left the range of the forward pass, or could not go on.
 
     Args:
@@ -186,9 +179,14 @@ def walk(
     return a, found[::-1]
 
 
-def _interval(  # noqa: PLR0913
-    solver: IntervalSolver, field: AdjointField, times: tuple[Tensor, Tensor],
-    states: tuple[Tensor, Tensor], a: Tensor, largest: Tensor, depth: int,
+def _interval(
+    solver: IntervalSolver,
+    field: AdjointField,
+    times: tuple[Tensor, Tensor],
+    states: tuple[Tensor, Tensor],
+    a: Tensor,
+    largest: Tensor,
+    depth: int,
 ) -> tuple[Tensor, Interval]:
     """Adjoint at the earlier end of an interval; in two halves if solving back runs away.
 
@@ -205,20 +203,28 @@ def _interval(  # noqa: PLR0913
             ) from None
         middle = (times[0] + times[1]) / 2
         state = solver.forth(times[1], middle, states[1])
-        a, late = _interval(solver, field, (times[0], middle), (states[0], state), a, largest,
-                            depth + 1)
-        a, early = _interval(solver, field, (middle, times[1]), (state, states[1]), a, largest,
-                             depth + 1)
+        a, late = _interval(
+            solver, field, (times[0], middle), (states[0], state), a, largest, depth + 1
+        )
+        a, early = _interval(
+            solver, field, (middle, times[1]), (state, states[1]), a, largest, depth + 1
+        )
         return a, Interval(
-            torch.maximum(late.drift, early.drift), torch.maximum(late.error, early.error),
-            late.shared + early.shared, late.splits + early.splits + 1,
+            torch.maximum(late.drift, early.drift),
+            torch.maximum(late.error, early.error),
+            late.shared + early.shared,
+            late.splits + early.splits + 1,
             f"{stop.cause} at t={stop.t:.6g}",
         )
     return a, _drift(field, times, rebuilt, states[1], a, largest)
 
 
-def _drift(  # noqa: PLR0913
-    field: AdjointField, times: tuple[Tensor, Tensor], rebuilt: Tensor, stored: Tensor, a: Tensor,
+def _drift(
+    field: AdjointField,
+    times: tuple[Tensor, Tensor],
+    rebuilt: Tensor,
+    stored: Tensor,
+    a: Tensor,
     largest: Tensor,
 ) -> Interval:
     """How far the rebuilt state is from the stored one, and what that did to the gradient.

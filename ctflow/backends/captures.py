@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.backends.field import Field
-from ctflow.errors import InvalidProblem, Unsupported
+from ctflow.errors import Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.state import flatten_args
 
-__all__ = ["Autocast", "Captures", "refuse", "refuse_second", "sequence_number"]
+__all__ = ["Autocast", "Captures", "pull", "refuse", "refuse_second", "sequence_number"]
 
 _LONGEST = 1_000  # entries of a container that are looked at; a data set is not a parameter
 _MOST = 50_000  # objects that are looked at
@@ -106,8 +106,9 @@ class Captures:
                 self.inputs += (found,)
         self._check_cut()
 
-    def recheck(self, evaluated: Tensor, stage: Tensor, marker: int, leaves: Iterable[Tensor],
-                t: Tensor) -> None:
+    def recheck(
+        self, evaluated: Tensor, stage: Tensor, marker: int, leaves: Iterable[Tensor], t: Tensor
+    ) -> None:
         """Refuse an evaluation of the backward pass that reached something new.
 
         Raises:
@@ -131,7 +132,7 @@ class Captures:
             )
 
     @contextmanager
-    def cut(self) -> Iterator[tuple[Tensor, ...]]:
+    def cut(self) -> Generator[tuple[Tensor, ...]]:
         """Give every place its tensor of the forward pass back, computed ones cut off.
 
         Yields:
@@ -241,8 +242,21 @@ def _tensors_in(f: object) -> Iterator[tuple[Tensor, _Place]]:
                 stack.append(value)
 
 
-_DULL = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType,
-         torch.dtype, torch.device, torch.Size, torch.Generator)
+_DULL = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    bool,
+    type(None),
+    type,
+    types.ModuleType,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    torch.Generator,
+)
 
 
 def _places_in(owner: object) -> Iterator[_Place]:
@@ -269,9 +283,9 @@ def _places_in(owner: object) -> Iterator[_Place]:
         yield from _items(cast("Any", owner))
     elif isinstance(attributes := getattr(owner, "__dict__", None), dict):
         yield from _items(cast("dict[str, Any]", attributes))
-        wrapped = getattr(type(owner), "__call__", None)
-        if isinstance(wrapped, types.FunctionType):
-            yield from _items((wrapped,))
+        call = vars(type(owner)).get("__call__")
+        if isinstance(call, types.FunctionType):
+            yield from _items((call,))
 
 
 def _items(container: Any) -> Iterator[_Place]:  # noqa: ANN401
@@ -287,6 +301,14 @@ def _names_used(code: types.CodeType) -> tuple[str, ...]:
     """Global names that a function and the functions inside it may read."""
     inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
     return (*code.co_names, *(name for other in inner for name in _names_used(other)))
+
+
+def pull(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], keep: bool
+) -> list[Tensor | None]:
+    """Vector-Jacobian products of outputs with respect to inputs; None where none is reached."""
+    found = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=keep, allow_unused=True)
+    return list(found)
 
 
 class Autocast(NamedTuple):

@@ -15,8 +15,17 @@ from ctflow.problem import ODEProblem
 from ctflow.solution import Resolved, Solution
 from ctflow.state import leaves_of
 
-__all__ = ["Backend", "Coupling", "Feature", "Gradient", "Solver", "Tolerances", "check", "resolve",
-           "resolved"]
+__all__ = [
+    "Backend",
+    "Coupling",
+    "Feature",
+    "Gradient",
+    "Solver",
+    "Tolerances",
+    "check",
+    "resolve",
+    "resolved",
+]
 
 Coupling: TypeAlias = Literal["shared", "per_sample"]
 Gradient: TypeAlias = Literal["direct", "checkpointed", "adjoint"]
@@ -131,7 +140,7 @@ class Solver:
                 f"`backward` must be Tolerances, got {self.backward!r}. "
                 "Write backward=Tolerances(rtol=1e-6, atol=1e-8)."
             )
-        if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        if type(self.max_steps) is not int or self.max_steps < 1:
             raise InvalidProblem(
                 f"`max_steps` must be a positive integer, got {self.max_steps!r}. "
                 "It counts attempted steps of the whole solve."
@@ -208,7 +217,7 @@ def resolve(problem: ODEProblem, solver: Solver, backend: Backend) -> Solver:
 
 
 def _first_accepted(problem: ODEProblem, backend: Backend, choices: list[Solver]) -> Solver:
-    """The first choice that the backend accepts; if it refuses all, the first, for `check` to say."""
+    """The first choice that the backend accepts; if none, the first, for `check` to report."""
     return next((c for c in choices if not backend.refuse(problem, c)), choices[0])
 
 
@@ -231,10 +240,12 @@ def check(
     reasons = backend.refuse(problem, solver)
     if not reasons:
         return
-    able = [other.name for other in others
-            if other.name != backend.name and not other.refuse(problem, replace(solver, backend=other))]
-    hint = f"Can do it: {', '.join(f'backend={name!r}' for name in able)}." if able else (
-        "No installed backend can do it as written.")
+    able = [
+        f"backend={other.name!r}"
+        for other in others
+        if other.name != backend.name and not other.refuse(problem, replace(solver, backend=other))
+    ]
+    hint = f"Can do it: {', '.join(able)}." if able else "No installed backend can, as written."
     raise Unsupported(f"backend {backend.name!r} cannot do this: {'; '.join(reasons)}. {hint}")
 
 
@@ -277,10 +288,11 @@ def _check_fit(problem: ODEProblem, solver: Solver) -> None:
 
 def _check_number(name: str, value: object, zero: bool = False) -> None:
     """Refuse what is not a finite positive number (or zero, where that makes sense)."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        what = "finite and not negative" if zero else "finite and positive"
-        raise InvalidProblem(f"`{name}` must be {what}, got {value!r}. Pass a float such as 1e-6.")
+    number = float(value) if type(value) in (int, float) else math.nan  # pyright: ignore
+    if math.isfinite(number) and (number > 0 or (zero and number == 0)):
+        return
+    what = "finite and not negative" if zero else "finite and positive"
+    raise InvalidProblem(f"`{name}` must be {what}, got {value!r}. Pass a float such as 1e-6.")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

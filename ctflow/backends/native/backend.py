@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -72,14 +72,18 @@ class NativeBackend:
             reasons.append("`backward` tolerances belong to gradient='adjoint'")
         return reasons
 
-    @torch.compiler.disable
     def solve(self, problem: ODEProblem, solver: Solver) -> Solution:
         """Solve with complete settings; see `ctflow.backends.Backend.solve`."""
+        return cast("Solution", self._solve(problem, solver))  # pyright: ignore
+
+    @torch.compiler.disable  # pyright: ignore - the loop goes by data, which no graph can
+    def _solve(self, problem: ODEProblem, solver: Solver) -> Solution:
+        tableau = self.tableau or METHODS[str(solver.method)]
         layout = Layout.of(problem.y0, per_sample=solver.coupling == "per_sample")
         field = Field(problem, layout)
         times = _own_dtype(problem.t).expand(layout.batch, -1)
         plan = Integration(
-            self.tableau or METHODS[str(solver.method)],
+            tableau,
             self.control or _control(solver),
             times.detach(),
             solver.max_steps,
@@ -93,7 +97,8 @@ class NativeBackend:
             problem, plan, field, y0, times, None if direct_only else differentiate, solver
         )
         backward = Counts.zeros(layout.batch) if direct_only else None
-        stats = Stats(resolved(solver, self), outcome.counts, backward, outcome.trace)
+        settings = resolved(replace(solver, method=tableau.name), self)
+        stats = Stats(settings, outcome.counts, backward, outcome.trace)
         unfinished.append(stats)
         y = layout.unpack(out)
         return Solution(problem.t, y, outcome.status, stats, outcome.stops, report)
@@ -128,7 +133,7 @@ class _Adjoint:
         return adjoint.run(plan, control, seminorm, field, captures, y0, f0, self.report)
 
 
-def _run(  # noqa: PLR0913
+def _run(
     problem: ODEProblem,
     plan: Integration,
     field: Field,

@@ -62,9 +62,7 @@ def _rows(x: Tensor, row: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _coefficients(
-    tableau: Tableau, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, ...]:
+def _coefficients(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """Row j holds the coefficients of s^(j+1), [S]."""
     with torch.inference_mode(False):
         return torch.tensor(tableau.p, dtype=dtype, device=device).T.contiguous().unbind(0)

@@ -227,9 +227,7 @@ def _drop_bad_starts(rows: _Rows, place: _Place) -> _Place:
 
 
 @torch.no_grad()
-def _drop_stuck(
-    rows: _Rows, verdict: Verdict, moved: Tensor, span: Span, place: _Place
-) -> _Place:
+def _drop_stuck(rows: _Rows, verdict: Verdict, moved: Tensor, span: Span, place: _Place) -> _Place:
     """Give up samples whose next step would be below the resolution of time."""
     eps = torch.finfo(place.t.dtype).eps
     length = (span.t1 - span.t0).abs()

@@ -52,7 +52,7 @@ class _Job(NamedTuple):
     stats: list[Stats]
 
 
-def run(  # noqa: PLR0913
+def run(
     plan: Integration,
     backward: Control,
     seminorm: bool,
@@ -108,8 +108,9 @@ class _Adjoint(torch.autograd.Function):
         job: _Job = ctx.job
         with torch.no_grad(), ctx.autocast.again():
             found = _pull_back(job, out.detach(), gradients[0])
-        asked = [g if need else None
-                 for g, need in zip(found, ctx.needs_input_grad[1:], strict=True)]
+        asked = [
+            g if need else None for g, need in zip(found, ctx.needs_input_grad[1:], strict=True)
+        ]
         return None, *refuse_second(asked, "adjoint", (gradients[0], out, *inputs))
 
 
@@ -158,9 +159,16 @@ class _Backward:
 
     def counts(self, n_f_evals: int) -> Counts:
         """Costs of the whole backward solve."""
-        columns = [torch.stack(column).sum(0) for column in zip(
-            *((c.n_steps, c.n_accepted, c.n_rejected) for c in (o.counts for o in self._outcomes)),
-            strict=True)]
+        columns = [
+            torch.stack(column).sum(0)
+            for column in zip(
+                *(
+                    (c.n_steps, c.n_accepted, c.n_rejected)
+                    for c in (o.counts for o in self._outcomes)
+                ),
+                strict=True,
+            )
+        ]
         return Counts(torch.full_like(columns[0], n_f_evals), *columns)
 
     def back(self, t_from: Tensor, t_to: Tensor, y: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,10 +239,10 @@ class _WithQuadrature:
         self.total = [torch.zeros_like(leaf) for leaf in field.leaves]
         self._estimate = [torch.zeros_like(leaf) for leaf in field.leaves]
 
-    def field_of_both(self, t: Tensor, both: Tensor) -> Tensor:
+    def field_of_both(self, t: Tensor, y: Tensor) -> Tensor:
         """d[y, a]/dt = [f, -a df/dy] on [B, 2 N]."""
-        y, a = both.chunk(2, dim=1)
-        place = self._field(t, y, a)
+        state, a = y.chunk(2, dim=1)
+        place = self._field(t, state, a)
         derivative = torch.cat([place.dy.detach(), -place.pulled], dim=1)
         self._known[id(derivative)] = (derivative, place)
         return derivative
@@ -254,7 +262,8 @@ class _WithQuadrature:
         verdict = self._give_up(step, self._control.judge(tableau, step, size))
         places = self._places(step)
         counts = verdict.accepted.unsqueeze(1)
-        weight = torch.where(counts, -step.h * self._share, 0.0)  # minus: the integral runs forward in time
+        forward_h = -step.h  # the integral runs forward in time
+        weight = torch.where(counts, forward_h * self._share, 0.0)
         share = self._sum(tableau.b, places, weight, keep=True)
         estimate = [] if tableau.e is None else self._sum(tableau.e, places, weight, keep=True)
         self._pending = (share, estimate)
@@ -317,8 +326,11 @@ def _ratio(
     """Root mean square of estimate over tolerance, all parameters together."""
     square, count = torch.zeros((), dtype=torch.float64, device=total[0].device), 0
     for i, error in enumerate(estimate):
-        size = total[i].abs() if share is None else torch.maximum(
-            total[i].abs(), (total[i] + share[i]).abs())
+        size = (
+            total[i].abs()
+            if share is None
+            else torch.maximum(total[i].abs(), (total[i] + share[i]).abs())
+        )
         square = square + ((error / (control.atol + control.rtol * size)) ** 2).sum()
         count += error.numel()
     return (square / max(count, 1)).sqrt()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ctflow.backends.captures import Autocast, Captures, refuse_second, sequence_number
+from ctflow.backends.captures import Autocast, Captures, pull, refuse_second, sequence_number
 from ctflow.backends.native.gradients.replay import exchange, hits_of_the_well, well
 from ctflow.backends.native.interpolate import evaluate
 from ctflow.backends.native.loop import Integration, Outcome
@@ -78,14 +78,13 @@ class _Checkpointed(torch.autograd.Function):
         job: _Job = ctx.job
         with torch.no_grad(), ctx.autocast.again():
             found = _pull_back(job, ctx.kept, gradients[0])
-        asked = [None if not need else g
-                 for g, need in zip(found, ctx.needs_input_grad[1:], strict=True)]
+        asked = [
+            None if not need else g for g, need in zip(found, ctx.needs_input_grad[1:], strict=True)
+        ]
         return None, *refuse_second(asked, "checkpointed", (gradients[0], y0, *inputs))
 
 
-def _pull_back(
-    job: _Job, kept: list[tuple[Recorded, Hits]], g: Tensor
-) -> list[Tensor | None]:
+def _pull_back(job: _Job, kept: list[tuple[Recorded, Hits]], g: Tensor) -> list[Tensor | None]:
     """Gradient of y0 and of each captured tensor, from that of the outputs g [T, B, N]."""
     source = well(job.outcomes[0])
     total: list[Tensor | None] = [None] * len(job.captures.inputs)
@@ -125,7 +124,7 @@ def _pull_back_step(
         if len(hits.row):
             outputs.append(evaluate(tableau, step, hits.row, hits.times))
             cotangents.append(g[hits.column, hits.row])
-    da, *shares = torch.autograd.grad(outputs, (y0, *leaves), cotangents, allow_unused=True)
+    da, *shares = pull(outputs, (y0, *leaves), cotangents, keep=False)
     return torch.zeros_like(a) if da is None else da, tuple(shares), step.y1.detach()
 
 
@@ -163,10 +162,10 @@ def _check_same(y1: Tensor, recorded: Tensor | None) -> None:
     off = (y1 - recorded).abs().amax()
     if not bool(off <= _DRIFT * (1 + recorded.abs().amax())):
         raise InvalidProblem(
-            f"`f` must give the same value twice, got a state that differs by {float(off):.2g} when "
-            "a step was redone in the backward pass. Remove dropout and other noise from `f`, keep "
-            "batch norm in eval mode, and change nothing it reads before backward; or use "
-            "gradient='direct'."
+            f"`f` must give the same value twice, got a state that differs by {float(off):.2g} "
+            "when a step was redone in the backward pass. Remove dropout and other noise from "
+            "`f`, keep batch norm in eval mode, and change nothing it reads before backward; or "
+            "use gradient='direct'."
         )
 
 
