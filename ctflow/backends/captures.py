@@ -13,7 +13,15 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Container,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -30,6 +38,7 @@ __all__ = ["Autocast", "Captures", "pull", "refuse", "refuse_second", "sequence_
 _LONGEST = 1_000  # entries of a container that are looked at; a data set is not a parameter
 _MOST = 50_000  # objects that are looked at
 _MODULE_PARTS = frozenset(vars(nn.Module()))
+_NOTHING = object()
 
 
 class _Place(NamedTuple):
@@ -39,22 +48,28 @@ class _Place(NamedTuple):
     key: Any
 
     def get(self) -> object:
-        """What is there now."""
+        """What is there now; `_NOTHING` if that was removed."""
         try:
             return self.container.cell_contents if self.key is None else self.container[self.key]
         except (KeyError, IndexError, ValueError):
-            return None
+            return _NOTHING
 
     def put(self, value: object) -> None:
-        """Put something there, past any property or setter."""
-        if self.key is None:
+        """Put something there, past any property or setter; `_NOTHING` removes it."""
+        if self.key is None and value is _NOTHING:
+            del self.container.cell_contents
+        elif self.key is None:
             self.container.cell_contents = value
+        elif value is _NOTHING:
+            del self.container[self.key]
         else:
             self.container[self.key] = value
 
     @property
     def settable(self) -> bool:
-        """Whether `put` works."""
+        """Whether `put` works: not in a tuple, nor beyond the end of a list that was shortened."""
+        if isinstance(self.container, list):
+            return self.key < len(cast("list[object]", self.container))
         return not isinstance(self.container, tuple | frozenset)
 
 
@@ -94,7 +109,7 @@ class Captures:
         """
         known = {id(x) for x in (*self.inputs, state)}
         edges = {_edge(x): x for x in self._computed()}
-        for reached in _boundary(evaluated, marker):
+        for reached in _boundary(evaluated, marker, edges):
             if isinstance(reached, Tensor):
                 found = reached
             elif reached in edges:
@@ -125,11 +140,16 @@ class Captures:
                 continue
             else:
                 shape = "unknown"
-            raise Unsupported(
-                f"`f` used a tensor of shape {shape} at t={t.flatten()[0].item():.6g} that it had "
-                "not used at the start and that is kept where ctflow cannot find it, so its "
-                "gradient would be lost. Pass it in `args=` or `params=`, or use gradient='direct'."
-            )
+            raise Unsupported(_late(f"of shape {shape} at t={t.flatten()[0].item():.6g}"))
+
+    def recheck_none(self, out: Tensor) -> None:
+        """Refuse a solve with nothing to differentiate, recorded, that reached something after all.
+
+        Raises:
+            Unsupported: If a branch taken late used a tensor that requires a gradient.
+        """
+        if out.requires_grad:
+            raise Unsupported(_late("that requires a gradient"))
 
     @contextmanager
     def cut(self) -> Generator[tuple[Tensor, ...]]:
@@ -193,8 +213,13 @@ def _edge(x: Tensor) -> _Edge:
     return _Edge(edge.node, edge.output_nr)
 
 
-def _boundary(output: Tensor, marker: int) -> Iterator[Tensor | _Edge]:
-    """Leaves that a graph reaches, and edges into what existed before the marker."""
+def _boundary(
+    output: Tensor, marker: int, known: Container[_Edge] = ()
+) -> Iterator[Tensor | _Edge]:
+    """Leaves that a graph reaches, and edges into what existed before the marker.
+
+    Threads number their nodes apart, so a tensor made in another one is recognised only if known.
+    """
     if not output.requires_grad:
         return
     stack: list[_Edge] = [_edge(output)]
@@ -206,10 +231,18 @@ def _boundary(output: Tensor, marker: int) -> Iterator[Tensor | _Edge]:
         seen.add(edge)
         if type(edge.node).__name__ == "AccumulateGrad":
             yield edge.node.variable
-        elif edge.node._sequence_nr() < marker:
+        elif edge in known or edge.node._sequence_nr() < marker:
             yield edge
         else:
             stack.extend(_Edge(node, n) for node, n in edge.node.next_functions if node is not None)
+
+
+def _late(what: str) -> str:
+    return (
+        f"`f` used a tensor {what} that it had not used at the start and that is computed or kept "
+        "where ctflow cannot find it, so its gradient would be lost. Pass it in `args=` or "
+        "`params=`, or use gradient='direct'."
+    )
 
 
 def _unreachable(edge: _Edge) -> str:

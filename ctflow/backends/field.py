@@ -15,6 +15,7 @@ from ctflow.state import Layout
 __all__ = ["Field"]
 
 _NEEDS_GRAD = "does not require grad"  # torch's words when f differentiates under no_grad
+_IN_PLACE = ("in an in-place operation", "Inplace update to inference tensor")  # and for y.mul_(2)
 
 
 class Field:
@@ -33,6 +34,8 @@ class Field:
         self._has_args = problem.args is not None
         self.layout = layout
         self.args: Any = problem.args
+        self._last: Tensor | None = None
+        self._last_version = 0
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """Evaluate `f` once.
@@ -46,7 +49,7 @@ class Field:
 
         Raises:
             InvalidProblem: If `f` returns another structure, shape, dtype or device than the
-                state's, or changes its input in place.
+                state's, changes its input in place, or overwrites what it returned before.
         """
         layout = self.layout
         version = None if y.is_inference() else y._version
@@ -60,10 +63,27 @@ class Field:
                     f"gradients off, got: {error}. Wrap the inner derivative in "
                     "`with torch.enable_grad():` and call `y.requires_grad_()`, or use torch.func."
                 ) from error
+            if any(words in str(error) for words in _IN_PLACE):
+                raise InvalidProblem(_CHANGED) from error
             raise
         if version is not None and y._version != version:
+            raise InvalidProblem(_CHANGED)
+        packed = layout.pack_derivative(dy)
+        self._check_kept(packed)
+        return packed
+
+    def _check_kept(self, dy: Tensor) -> None:
+        """Raise if `f` overwrote what it had returned before: the stages of a step would be one."""
+        if self._last is not None and self._last._version != self._last_version:
             raise InvalidProblem(
-                "`f` must not change its input, got a state modified in place. Use out-of-place "
-                "operations (`y * 2`, not `y.mul_(2)`)."
+                "`f` must return a new tensor each time, got its earlier result overwritten. "
+                "Do not write into a buffer that was returned (`out=`, `copy_`)."
             )
-        return layout.pack_derivative(dy)
+        self._last = None if dy.is_inference() else dy.detach()
+        self._last_version = 0 if dy.is_inference() else dy._version
+
+
+_CHANGED = (
+    "`f` must not change its input, got a state modified in place. Use out-of-place operations "
+    "(`y * 2`, not `y.mul_(2)`)."
+)

@@ -147,7 +147,8 @@ def _run(
     `differentiate` None means through autograd's own graph of the steps.
     """
     if not torch.is_grad_enabled():
-        return _plain(plan, field, y0, None)
+        with torch.inference_mode(False), torch.no_grad():  # inference tensors hide what f changes
+            return _plain(plan, field, y0, None)
     gradient, moving = str(solver.gradient), times.requires_grad
     if differentiate is None:
         start = shift(field, times[:, 0], y0, -1.0, None, gradient) if moving else y0
@@ -160,8 +161,9 @@ def _run(
     captures.discover(reached, leaf, marker)
     f0 = reached.detach()
     if not (captures.inputs or y0.requires_grad or moving):
-        with torch.no_grad():
-            return _plain(plan, field, y0, f0)
+        found = _plain(plan, field, y0, f0)  # recorded, which costs nothing if nothing is reached
+        captures.recheck_none(found[0])
+        return found
     start = shift(field, times[:, 0], y0, -1.0, f0, gradient) if moving else y0
     out, outcome, unfinished = differentiate(plan, field, captures, start, f0)
     return attach(field, times, y0, out, outcome, gradient), outcome, unfinished
