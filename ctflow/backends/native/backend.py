@@ -148,7 +148,8 @@ def _run(
     """
     if not torch.is_grad_enabled():
         with torch.inference_mode(False), torch.no_grad():  # inference tensors hide what f changes
-            return _plain(plan, field, y0, None)
+            out, outcome, unfinished = _plain(plan, field, y0, None)
+        return (out.clone() if torch.is_inference_mode_enabled() else out), outcome, unfinished
     gradient, moving = str(solver.gradient), times.requires_grad
     if differentiate is None:
         start = shift(field, times[:, 0], y0, -1.0, None, gradient) if moving else y0
