@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ctflow.backends import registry
+from ctflow.backends.cost import split_cost, with_cost
 from ctflow.backends.protocol import Backend, Gradient, Solver, check, resolve
 from ctflow.errors import CtflowError, InvalidProblem
 from ctflow.problem import ODEProblem
@@ -90,7 +91,8 @@ def solve(problem: ODEProblem, solver: Solver | str | None = None) -> Solution:
         solver: How: a `Solver`, the name of a backend, or None for the defaults.
 
     Returns:
-        A `Solution`; where a sample failed, `status` says so and `y` holds NaN from there on.
+        A `Solution`, with `cost` if the problem has a running cost. Where a sample failed, `status`
+        says so and `y` holds NaN from there on.
 
     Raises:
         InvalidProblem: If the input makes no sense.
@@ -118,7 +120,9 @@ def solve(problem: ODEProblem, solver: Solver | str | None = None) -> Solution:
         raise
     except CtflowError:  # say who could: the other backends are imported only now
         check(problem, full, backend, [registry.get(name) for name in registry.available()])
-    return backend.solve(problem, full)
+    if problem.running_cost is None:
+        return backend.solve(problem, full)
+    return split_cost(backend.solve(with_cost(problem, full.coupling == "per_sample"), full))
 
 
 def as_solver(solver: Solver | str | None) -> Solver:

@@ -35,6 +35,12 @@ class ODEProblem:
             reaches its tensors.
         batched: True says "dimension 0 of every leaf is a batch of independent systems": then
             a solver whose `coupling` is None steps each sample by itself where the backend can.
+        running_cost: `running_cost(t, y)`, or `running_cost(t, y, args)` where `args` is given;
+            its integral from `t[0]` to each output time, along the same path in the same solve,
+            comes back as `Solution.cost`. One value for each sample under per-sample steps; else
+            a tensor of any shape; also several in tuples, lists and dicts. Gradients pass through.
+        cost_in_norm: Whether the integral's error takes part in choosing the steps.
+        uncontrolled: So many last leaves of `y0` stay out of the error norm.
 
     Raises:
         InvalidProblem: For anything above that does not hold, NaN and infinity included.
@@ -55,20 +61,30 @@ class ODEProblem:
     params: tuple[Tensor, ...] | None = None
     args: Any = None
     batched: bool = False
+    running_cost: Callable[..., Any] | None = None
+    cost_in_norm: bool = True
+    uncontrolled: int = 0
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without calling `f`."""
-        _check_callable(self.f, self.args is not None)
+        _check_callable(self.f, "`f`", self.args is not None)
+        if self.running_cost is not None:
+            _check_callable(self.running_cost, "`running_cost`", self.args is not None)
         first = _check_state(self.y0, self.batched)
         object.__setattr__(self, "t", _checked_times(self.t, first))
         object.__setattr__(self, "params", _checked_params(self.params))
+        if not 0 <= self.uncontrolled < len(leaves_of(self.y0)):
+            raise InvalidProblem(
+                f"`uncontrolled` must leave a leaf in the error norm, got {self.uncontrolled} for "
+                f"{len(leaves_of(self.y0))} leaves. Count the last leaves of `y0`."
+            )
 
 
-def _check_callable(f: object, has_args: bool) -> None:
-    wanted = "f(t, y, args)" if has_args else "f(t, y)"
+def _check_callable(f: object, name: str, has_args: bool) -> None:
+    wanted = "(t, y, args)" if has_args else "(t, y)"
     if not callable(f):
         raise InvalidProblem(
-            f"`f` must be callable as {wanted}, got {type(f).__name__}. "
+            f"{name} must be callable as {wanted}, got {type(f).__name__}. "
             "Pass a function or an nn.Module."
         )
     call = f.forward if isinstance(f, nn.Module) else f
@@ -80,7 +96,7 @@ def _check_callable(f: object, has_args: bool) -> None:
         signature.bind(*(None,) * (3 if has_args else 2))
     except TypeError as error:
         raise InvalidProblem(
-            f"`f` must be callable as {wanted}, got the signature {signature} ({error}). "
+            f"{name} must be callable as {wanted}, got the signature {signature} ({error}). "
             "Take time first, then the state"
             + (", then `args`." if has_args else "; pass further inputs through `args=`.")
         ) from None

@@ -225,6 +225,8 @@ class Solution:
         status: A `Status` for each sample, int64 [B]; one entry under shared steps.
         stats: Settings and costs.
         stops: One entry for each failed sample: where it stood.
+        cost: Integral of the running cost from `t[0]` to each output time: its structure, with T
+            as a new first dimension; None if the problem has none.
         gradient_report: Filled by the backward pass of `gradient="adjoint"`.
 
     A failed sample is a constant of the gradient: it sends none, so that it cannot spoil what the
@@ -236,6 +238,7 @@ class Solution:
     status: Tensor
     stats: Stats
     stops: tuple[Stop, ...] = ()
+    cost: Any = None
     gradient_report: GradientReport = field(
         default_factory=lambda: GradientReport("this backend does not report")
     )

@@ -35,6 +35,7 @@ _MODULES = {
     "ctflow.backends.field": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.captures": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.times": Place(4, frozenset({1, 2, 3})),
+    "ctflow.backends.cost": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.adjoint": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.registry": Place(5, frozenset(range(1, 5))),
     "ctflow.backends": Place(5, frozenset(range(1, 6))),

@@ -55,6 +55,7 @@ class Feature(Enum):
     ADJOINT = "adjoint gradients"
     TIME_GRADIENTS = "gradients of times"
     SECOND_ORDER = "second derivatives"
+    UNCONTROLLED = "parts of the state outside the error norm"
 
 
 @dataclass(frozen=True)
@@ -237,16 +238,26 @@ def check(
         Unsupported: If this backend cannot do it; lists every reason.
     """
     _check_fit(problem, solver)
-    reasons = backend.refuse(problem, solver)
+    reasons = _reasons(problem, solver, backend)
     if not reasons:
         return
     able = [
         f"backend={other.name!r}"
         for other in others
-        if other.name != backend.name and not other.refuse(problem, replace(solver, backend=other))
+        if other.name != backend.name
+        and not _reasons(problem, replace(solver, backend=other), other)
     ]
     hint = f"Can do it: {', '.join(able)}." if able else "No installed backend can, as written."
     raise Unsupported(f"backend {backend.name!r} cannot do this: {'; '.join(reasons)}. {hint}")
+
+
+def _reasons(problem: ODEProblem, solver: Solver, backend: Backend) -> list[str]:
+    """The backend's own reasons, and what its features say about the problem."""
+    reasons = list(backend.refuse(problem, solver))
+    left_out = problem.uncontrolled or (problem.running_cost and not problem.cost_in_norm)
+    if left_out and Feature.UNCONTROLLED not in backend.features:
+        reasons.append("it cannot leave a part of the state or a running cost out of its norm")
+    return reasons
 
 
 def resolved(solver: Solver, backend: Backend) -> Resolved:

@@ -68,6 +68,8 @@ class NativeBackend:
                 f"method={method.name!r} has no error estimate to adapt its steps by; give "
                 "Solver(step=...)"
             )
+        if solver.backward is not None and method is not None and method.e is None:
+            reasons.append(f"method={method.name!r} cannot follow `backward` tolerances")
         if solver.backward is not None and solver.gradient not in (None, "adjoint"):
             reasons.append("`backward` tolerances belong to gradient='adjoint'")
         return reasons
@@ -84,7 +86,7 @@ class NativeBackend:
         times = _own_dtype(problem.t).expand(layout.batch, -1)
         plan = Integration(
             tableau,
-            self.control or _control(solver),
+            self.control or _control(solver, _counted(problem, layout), layout.size),
             times.detach(),
             solver.max_steps,
         )
@@ -101,7 +103,7 @@ class NativeBackend:
         stats = Stats(settings, outcome.counts, backward, outcome.trace)
         unfinished.append(stats)
         y = layout.unpack(out)
-        return Solution(problem.t, y, outcome.status, stats, outcome.stops, report)
+        return Solution(problem.t, y, outcome.status, stats, outcome.stops, None, report)
 
 
 class _Recomputing(Protocol):
@@ -127,8 +129,11 @@ class _Adjoint:
         """Solve; see `adjoint.run`."""
         own = self.solver.backward
         control = plan.control
+        if isinstance(control, Adaptive):
+            control = _twice(control, y0.shape[1])
         if own is not None:
-            control = Adaptive(own.rtol, own.atol)
+            counted = control.counted if isinstance(control, Adaptive) else None
+            control = Adaptive(own.rtol, own.atol, counted=counted)
         seminorm = own is not None and own.norm == "seminorm"
         return adjoint.run(plan, control, seminorm, field, captures, y0, f0, self.report)
 
@@ -179,7 +184,13 @@ def _plain(
     return save.result(), outcome, []
 
 
-def _control(solver: Solver) -> Control:
+def _counted(problem: ODEProblem, layout: Layout) -> int:
+    """Variables of one sample that are in the error norm."""
+    left_out = layout.shapes[len(layout.shapes) - problem.uncontrolled :]
+    return layout.size - sum(shape.numel() for shape in left_out) // layout.batch
+
+
+def _control(solver: Solver, n_counted: int, n_variables: int) -> Control:
     if solver.step is not None:
         return Fixed(solver.step)
     if solver.rtol is None or solver.atol is None:
@@ -187,7 +198,16 @@ def _control(solver: Solver) -> Control:
             f"adaptive steps need `rtol` and `atol`, got rtol={solver.rtol}, atol={solver.atol}. "
             "Call ctflow.solve, which completes them."
         )
-    return Adaptive(solver.rtol, solver.atol)
+    counted = None if n_counted == n_variables else (slice(0, n_counted),)
+    return Adaptive(solver.rtol, solver.atol, counted=counted)
+
+
+def _twice(control: Adaptive, n_variables: int) -> Adaptive:
+    """The control of a state and its adjoint side by side, [B, 2 N]."""
+    if control.counted is None:
+        return control
+    again = (slice(n_variables + c.start, n_variables + c.stop) for c in control.counted)
+    return replace(control, counted=(*control.counted, *again))
 
 
 def _own_dtype(t: Tensor) -> Tensor:

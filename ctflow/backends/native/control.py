@@ -71,6 +71,7 @@ class Adaptive:
         safety: Factor on the step that the error estimate suggests.
         shrink: Smallest factor from one step to the next.
         grow: Largest factor from one step to the next.
+        counted: Ranges of the variables that are in the norm; None means all of them.
 
     Source:
         Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, section II.4, eq. 4.11
@@ -82,6 +83,7 @@ class Adaptive:
     safety: float = 0.9
     shrink: float = 0.2
     grow: float = 10.0
+    counted: tuple[slice, ...] | None = None
 
     def first(
         self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
@@ -89,7 +91,7 @@ class Adaptive:
         """Hairer's starting step: one Euler probe, kept inside the interval."""
         length = (span.t1 - span.t0).abs()
         scale = y0.abs() * self.rtol + self.atol
-        d0, d1 = _rms(y0 / scale), _rms(f0 / scale)
+        d0, d1 = self._rms(y0 / scale), self._rms(f0 / scale)
         tiny = (d0 < 1e-5) | (d1 < 1e-5)
         h0 = torch.where(tiny, 1e-6, 0.01 * d0 / d1).to(length.dtype)
         h0 = torch.minimum(h0, length)
@@ -97,7 +99,7 @@ class Adaptive:
         t = torch.where(h0 == length, span.t1, t)
         signed = (span.direction * h0).to(y0.dtype).unsqueeze(-1)
         f1 = field(t.to(y0.dtype), torch.addcmul(y0, f0, signed))
-        d2 = _rms((f1 - f0) / scale) / h0
+        d2 = self._rms((f1 - f0) / scale) / h0
         steepest = torch.maximum(d1, d2)
         flat = torch.clamp(h0 * 1e-3, min=1e-6)
         curved = _power(0.01 / steepest, 1 / (_error_order(tableau) + 1))
@@ -119,7 +121,7 @@ class Adaptive:
             )
         error = combine(tableau.e, step.k) * step.h
         scale = torch.maximum(step.y0.abs(), step.y1.abs()) * self.rtol + self.atol
-        ratio = _rms(error / scale)
+        ratio = self._rms(error / scale)
         finite = (ratio < torch.inf) & (scale.amax(dim=1) < torch.inf)
         accepted = finite & (ratio <= 1)
         factor = self.factor(tableau, torch.where(finite, ratio, torch.inf))
@@ -132,6 +134,12 @@ class Adaptive:
         """Factor on the step size for an error of `ratio` tolerances."""
         factor = self.safety * _power(ratio, -1 / (_error_order(tableau) + 1))
         return factor.clamp(self.shrink, self.grow)
+
+    def _rms(self, x: Tensor) -> Tensor:
+        """Root mean square over the counted variables of each sample: [B, N] -> [B]."""
+        if self.counted is not None:
+            x = torch.cat([x[:, columns] for columns in self.counted], dim=1)
+        return torch.linalg.vector_norm(x, dim=1) * x.shape[1] ** -0.5
 
 
 @dataclass(frozen=True)
@@ -204,11 +212,6 @@ class OnGrid:
 def _accept_finite(step: Step, size: Tensor) -> Verdict:
     finite = torch.isfinite(step.y1).all(dim=1)
     return Verdict(finite, torch.where(finite, size, 0.0), finite)
-
-
-def _rms(x: Tensor) -> Tensor:
-    """Root mean square over the variables of each sample: [B, N] -> [B]."""
-    return torch.linalg.vector_norm(x, dim=1) * x.shape[1] ** -0.5
 
 
 def _power(x: Tensor, exponent: float) -> Tensor:

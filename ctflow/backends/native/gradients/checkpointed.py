@@ -19,7 +19,6 @@ from ctflow.solution import Counts, Stats
 __all__ = ["run"]
 
 
-
 def run(
     plan: Integration, field: FlatField, captures: Captures, y0: Tensor, f0: Tensor
 ) -> tuple[Tensor, Outcome, list[Stats]]:
