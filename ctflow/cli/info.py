@@ -10,8 +10,10 @@ import typer
 from rich.console import Console
 
 from ctflow import __version__
-from ctflow.backends import Feature, available, get
+from ctflow.backends import Feature, get
+from ctflow.backends.registry import names
 from ctflow.cli.output import one_line_errors
+from ctflow.errors import BackendUnavailable
 
 __all__ = ["info"]
 
@@ -20,7 +22,7 @@ _GRADIENTS = (Feature.DIRECT, Feature.CHECKPOINTED, Feature.ADJOINT)
 
 
 def info(context: typer.Context) -> None:
-    """Show versions, devices, and the installed backends with their gradient methods."""
+    """Show versions, devices, and the known backends with their gradient methods."""
     with one_line_errors(context):
         rows = [
             ("ctflow", __version__),
@@ -28,7 +30,7 @@ def info(context: typer.Context) -> None:
             ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
             ("devices", ", ".join(_devices())),
             ("packages", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)),
-            *((f"backend {name}", _gradients(name)) for name in available()),
+            *((f"backend {name}", _gradients(name)) for name in names()),
         ]
     console = Console()
     width = max(len(name) for name, _ in rows)
@@ -37,12 +39,13 @@ def info(context: typer.Context) -> None:
 
 
 def _gradients(name: str) -> str:
-    """Gradient methods of a backend."""
-    features = get(name).features
-    names = [
-        gradient.value.removesuffix(" gradients") for gradient in _GRADIENTS if gradient in features
-    ]
-    return f"gradients: {', '.join(names) or 'none'}"
+    """Gradient methods of a backend, or that it cannot be loaded."""
+    try:
+        features = get(name).features
+    except BackendUnavailable:
+        return "not installed"
+    offered = [gradient.value.split()[0] for gradient in _GRADIENTS if gradient in features]
+    return f"gradients: {', '.join(offered) or 'none'}"
 
 
 def _devices() -> list[str]:

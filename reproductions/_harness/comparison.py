@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ctflow import ODEProblem, Solver, Stats
 from ctflow.backends import available, get
+from ctflow.backends.registry import names
 from ctflow.errors import GradientWarning
 
 __all__ = ["Row", "accepted_solvers", "evaluations", "table_of", "timed"]
@@ -53,15 +54,15 @@ def accepted_solvers(problem: ODEProblem, solver: Solver) -> Iterator[Solver]:
             yield candidate
 
 
-def timed(run: Callable[[], object]) -> tuple[float, bool]:
-    """Milliseconds of a call (median of three after a first), and whether it doubts its gradient.
+def timed(run: Callable[[], object], repeats: int) -> tuple[float, bool]:
+    """Milliseconds of a call (median, after one to warm up), and whether it doubts its gradient.
 
     A `GradientWarning` is caught and becomes the answer; any other warning passes.
     """
     times: list[float] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", GradientWarning)
-        for _ in range(4):
+        for _ in range(1 + repeats):
             began = time.perf_counter()
             run()
             times.append(1e3 * (time.perf_counter() - began))
@@ -92,6 +93,9 @@ def table_of(rows: Sequence[Row]) -> Table:
         values = f"{row.accuracy:.2%}", evaluations, f"{row.milliseconds:.0f}{mark}"
         table.add_row(row.backend, row.gradient, *values, f"{row.difference:.1e}")
     table.caption = "evaluations: forward + backward, mean over samples; ms: both passes"
+    absent = [name for name in names() if name not in available()]
+    if absent:
+        table.caption += f"\nnot installed: {', '.join(absent)}"
     if any(row.doubted for row in rows):
         table.caption += (
             "\n(!) warned that its gradient is in doubt at the tolerance of the training"

@@ -80,6 +80,12 @@ def test_info_names_every_backend_with_its_gradients() -> None:
         assert "direct" in line
 
 
+def test_info_says_which_backend_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A known name whose library is not there is shown as such."""
+    monkeypatch.setattr("ctflow.cli.info.names", lambda: ("native", "ghost"))
+    assert "backend ghost   not installed" in run("info").output
+
+
 def test_settings_reach_the_script(root: Path) -> None:
     """Preset, seed and backend; the quick preset is the default."""
     given = run(

@@ -69,11 +69,12 @@ def test_shifting_moves_an_image_by_at_most_a_pixel() -> None:
         assert all(i <= 1 and abs(j - 4) <= 1 for _, _, i, j in found.tolist())
 
 
-def test_the_number_of_threads_is_put_back(results: Path) -> None:
-    """The run sets its own, for itself alone."""
+def test_the_number_of_threads_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run has its own, for itself alone."""
     before = torch.get_num_threads()
-    digits.main(replace(digits.PRESETS["smoke"], results=results, threads=before + 1))
-    assert torch.get_num_threads() == before
+    monkeypatch.setattr(digits, "run", lambda config, console: {"n": torch.get_num_threads()})
+    found = digits.main(replace(digits.PRESETS["smoke"], threads=before + 1))
+    assert (found["n"], torch.get_num_threads()) == (before + 1, before)
 
 
 @pytest.mark.slow

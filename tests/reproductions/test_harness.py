@@ -94,8 +94,8 @@ def test_every_backend_and_gradient_method_takes_part() -> None:
 
 def test_a_doubted_gradient_is_noted_and_other_warnings_pass() -> None:
     """Only a GradientWarning is an answer."""
-    _, doubted = timed(lambda: warnings.warn("?", GradientWarning, stacklevel=1))
+    _, doubted = timed(lambda: warnings.warn("?", GradientWarning, stacklevel=1), 1)
     assert doubted
     with pytest.warns(UserWarning, match="else"):
-        _, doubted = timed(lambda: warnings.warn("else", UserWarning, stacklevel=1))
+        _, doubted = timed(lambda: warnings.warn("else", UserWarning, stacklevel=1), 1)
     assert not doubted
