@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ctflow.errors import InvalidProblem
+from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.state import State, leaves_of
 
 __all__ = ["ODEProblem"]
@@ -104,6 +105,11 @@ def _check_callable(f: object, name: str, has_args: bool) -> None:
 
 def _check_state(y0: object, batched: bool) -> Tensor:
     leaves = leaves_of(y0)
+    if any(isinstance(x, Tensor) and torch._C._functorch.is_batchedtensor(x) for x in leaves):  # pyright: ignore
+        raise Unsupported(
+            "torch.vmap over a solve is not offered: every sample would have to take the same "
+            "steps. Make the batch dimension 0 of `y0` and use Solver(coupling='per_sample')."
+        )
     if not leaves:
         raise InvalidProblem("`y0` must hold a tensor, got none. Pass the initial state.")
     for i, leaf in enumerate(leaves):
@@ -157,7 +163,7 @@ def _check_leaf(leaf: object, name: str) -> None:
 
 
 def _checked_times(t: object, first: Tensor) -> Tensor:
-    if isinstance(t, Sequence) and not isinstance(t, str):
+    if isinstance(t, Sequence | np.ndarray) and not isinstance(t, str):
         t = _times_of_numbers(cast("Sequence[object]", t), first)
     if not isinstance(t, Tensor):
         raise InvalidProblem(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias, cast
@@ -136,10 +136,8 @@ class Layout:
             return self._checked(dy, 0)
         leaves, treespec = pytree.tree_flatten(cast("Any", dy))
         if treespec != self.treespec:
-            raise InvalidProblem(
-                f"`f` must return the structure of `y0`, got {_describe(dy)} for "
-                f"{self.treespec}. Return one derivative for each leaf of the state."
-            )
+            like = pytree.tree_unflatten([None] * len(self.shapes), self.treespec)
+            leaves = _in_order(dy, like, "")
         flat = [self._checked(leaf, i) for i, leaf in enumerate(leaves)]
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
@@ -176,5 +174,34 @@ class Layout:
         return leaf.to(self.dtype).reshape(self.batch, -1)
 
 
+def _in_order(dy: object, like: object, path: str) -> list[Any]:
+    """Leaves of dy in the order of the state's, for an equivalent structure.
+
+    The order of a dict's keys, and list against tuple, make no difference.
+    """
+    if isinstance(like, Mapping) and isinstance(dy, Mapping):
+        ours, theirs = cast("Mapping[Any, Any]", like), cast("Mapping[Any, Any]", dy)
+        if ours.keys() == theirs.keys():
+            pairs = [(theirs[key], ours[key], f"{path}[{key!r}]") for key in ours]
+            return [leaf for pair in pairs for leaf in _in_order(*pair)]
+    elif isinstance(like, tuple | list) and isinstance(dy, tuple | list):
+        ours, theirs = cast("Sequence[Any]", like), cast("Sequence[Any]", dy)
+        if len(ours) == len(theirs):
+            pairs = [(theirs[i], ours[i], f"{path}[{i}]") for i in range(len(ours))]
+            return [leaf for pair in pairs for leaf in _in_order(*pair)]
+    elif like is None:
+        return [dy]
+    raise InvalidProblem(
+        f"`f` must return the structure of `y0`, got {_describe(dy)} for {_describe(like)}"
+        f"{f' at {path}' if path else ''}. Return one derivative for each leaf of the state."
+    )
+
+
 def _describe(value: object) -> str:
-    return f"{type(value).__name__}" if isinstance(value, Tensor) else f"{type(value).__name__}()"
+    """A structure in few words."""
+    if isinstance(value, Mapping):
+        keys = ", ".join(repr(key) for key in cast("Mapping[Any, Any]", value))
+        return f"a {type(value).__name__} with keys {keys}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(cast('Sequence[Any]', value))}"
+    return "a tensor" if value is None or isinstance(value, Tensor) else type(value).__name__

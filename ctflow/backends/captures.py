@@ -88,7 +88,8 @@ class Captures:
         self._field = field
         self._args, self._rebuild = flatten_args(problem.args)
         self._places: dict[int, tuple[Tensor, list[_Place]]] = {}
-        for tensor, place in _tensors_in(problem.f):
+        objects = [x for x in self._args if not isinstance(x, Tensor)]
+        for tensor, place in _tensors_in(problem.f, *objects):
             self._places.setdefault(id(tensor), (tensor, []))[1].append(place)
         self._in_args = {id(x) for x in self._args if _wants_grad(x) and not x.is_leaf}
         found = [x for x in self._args if _wants_grad(x)]
@@ -258,10 +259,10 @@ def _wants_grad(x: object) -> bool:
     return isinstance(x, Tensor) and x.requires_grad
 
 
-def _tensors_in(f: object) -> Iterator[tuple[Tensor, _Place]]:
-    """Every tensor that can be reached from f by attribute, closure, default, global or item."""
+def _tensors_in(*roots: object) -> Iterator[tuple[Tensor, _Place]]:
+    """Every tensor in reach of the roots by attribute, closure, default, global or item."""
     seen: set[int] = set()
-    stack: list[object] = [f]
+    stack: list[object] = list(roots)
     while stack and len(seen) < _MOST:
         owner = stack.pop()
         if id(owner) in seen:

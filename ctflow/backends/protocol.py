@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from numbers import Real
+from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 
@@ -299,7 +300,9 @@ def _check_fit(problem: ODEProblem, solver: Solver) -> None:
 
 def _check_number(name: str, value: object, zero: bool = False) -> None:
     """Refuse what is not a finite positive number (or zero, where that makes sense)."""
-    number = float(value) if type(value) in (int, float) else math.nan  # pyright: ignore
+    number = math.nan
+    if isinstance(value, Real) and type(value) is not bool:
+        number = float(cast("float", value))
     if math.isfinite(number) and (number > 0 or (zero and number == 0)):
         return
     what = "finite and not negative" if zero else "finite and positive"

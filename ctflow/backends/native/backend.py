@@ -18,7 +18,7 @@ from ctflow.backends.native.observers import SaveAt
 from ctflow.backends.native.tableau import METHODS, Tableau
 from ctflow.backends.protocol import Feature, Solver, resolved
 from ctflow.backends.times import shift
-from ctflow.errors import InvalidProblem
+from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, GradientReport, Solution, Stats
 from ctflow.state import Layout
@@ -91,6 +91,8 @@ class NativeBackend:
             solver.max_steps,
         )
         y0 = layout.pack(problem.y0)
+        if y0.is_inference() and not torch.is_inference_mode_enabled():
+            y0 = y0.clone()  # made under inference mode, and now wanted in a graph
         by_adjoint = solver.gradient == "adjoint"
         report = GradientReport(None if by_adjoint else "this gradient is that of the steps taken")
         differentiate = _Adjoint(solver, report) if by_adjoint else checkpointed.run
@@ -160,6 +162,11 @@ def _run(
         start = shift(field, times[:, 0], y0, -1.0, None, gradient) if moving else y0
         out, outcome = direct.run(plan, field, start)
         return attach(field, times, y0, out, outcome, gradient), outcome, []
+    if torch._C._functorch.is_functorch_wrapped_tensor(y0):  # pyright: ignore
+        raise Unsupported(
+            f"gradient={gradient!r} cannot be used under torch.func transforms: its backward pass "
+            "is not a function of its inputs alone. Use gradient='direct'."
+        )
     captures = Captures(problem, field)
     leaf = y0.detach().requires_grad_()
     marker = sequence_number()
