@@ -300,9 +300,9 @@ def _check_fit(problem: ODEProblem, solver: Solver) -> None:
 
 def _check_number(name: str, value: object, zero: bool = False) -> None:
     """Refuse what is not a finite positive number (or zero, where that makes sense)."""
-    number = math.nan
-    if isinstance(value, Real) and type(value) is not bool:
-        number = float(cast("float", value))
+    number = float(cast("float", value)) if isinstance(value, Real) else math.nan
+    if value is True or value is False:
+        number = math.nan
     if math.isfinite(number) and (number > 0 or (zero and number == 0)):
         return
     what = "finite and not negative" if zero else "finite and positive"

@@ -17,6 +17,7 @@ GROUP = "ctflow.backends"
 _BUILT_IN = {
     "native": "ctflow.backends.native.backend:NativeBackend",
     "torchdiffeq": "ctflow.backends.torchdiffeq:TorchdiffeqBackend",
+    "scipy": "ctflow.backends.scipy:ScipyBackend",
 }
 _registered: dict[str, str] = {}
 _made: dict[str, Backend] = {}

@@ -122,7 +122,7 @@ class Adaptive:
         error = combine(tableau.e, step.k) * step.h
         scale = torch.maximum(step.y0.abs(), step.y1.abs()) * self.rtol + self.atol
         ratio = self._rms(error / scale)
-        finite = (ratio < torch.inf) & (scale.amax(dim=1) < torch.inf)
+        finite = ratio + scale.amax(dim=1) < torch.inf  # False for NaN too
         accepted = finite & (ratio <= 1)
         factor = self.factor(tableau, torch.where(finite, ratio, torch.inf))
         taken = (step.t1 - step.t0).abs()  # shorter than `size` where the step was cut at t1
@@ -218,8 +218,11 @@ def _power(x: Tensor, exponent: float) -> Tensor:
     """x to a power, [B], with bits that do not depend on the place of an element in the batch.
 
     On a CPU torch computes whole vectors of contiguous elements by other code than the rest, and
-    the two round differently; elements with a stride are all computed one by one.
+    the two round differently; elements with a stride are all computed one by one, as is a single
+    one.
     """
+    if len(x) == 1:
+        return x**exponent
     return torch.stack((x, x), dim=1)[:, 0] ** exponent
 
 

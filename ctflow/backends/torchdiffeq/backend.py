@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ctflow.backends.field import Field
 from ctflow.backends.protocol import Feature, Solver, resolved
@@ -15,6 +16,7 @@ from ctflow.backends.torchdiffeq import adjoint
 from ctflow.backends.torchdiffeq.forward import plain
 from ctflow.backends.torchdiffeq.plan import ADAPTIVE, FIXED, Plan
 from ctflow.backends.torchdiffeq.watch import Watch
+from ctflow.errors import Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, Solution, Stats, Status
 from ctflow.state import Layout
@@ -64,6 +66,7 @@ class TorchdiffeqBackend:
                 Feature.ADJOINT,
                 Feature.TIME_GRADIENTS,
                 Feature.SECOND_ORDER,
+                Feature.UNCONTROLLED,
             }
         )
 
@@ -93,12 +96,16 @@ class TorchdiffeqBackend:
 
     @torch.compiler.disable  # pyright: ignore - torchdiffeq's loop goes by data
     def _solve(self, problem: ODEProblem, solver: Solver) -> Solution:
+        _check_untransformed()
         layout = Layout.of(problem.y0, per_sample=False)
         field = Field(problem, layout)
         times = problem.t.float() if problem.t.device.type == "mps" else problem.t.double()
         plan = Plan.of(solver, times)
-        watch = Watch(field, plan)
-        out, unfinished = _run(problem, field, watch, plan, layout.pack(problem.y0), times)
+        watch = Watch(field, plan, problem.uncontrolled)
+        y0 = layout.pack(problem.y0)
+        if y0.is_inference() and not torch.is_inference_mode_enabled():
+            y0 = y0.clone()  # made under inference mode, and now wanted in a graph
+        out, unfinished = _run(problem, field, watch, plan, y0, times)
         tally = watch.tally
         trace = tuple(torch.tensor([s * plan.direction], dtype=torch.float64) for s in tally.trace)
         backward = Counts.zeros(1) if solver.gradient == "direct" else None
@@ -106,6 +113,17 @@ class TorchdiffeqBackend:
         unfinished.append(stats)
         status, stops = torch.tensor([int(tally.status)]), tally.stops(plan.direction)
         return Solution(problem.t, layout.unpack(out), status, stats, stops)
+
+
+def _check_untransformed() -> None:
+    """Refuse what would fail deep inside torchdiffeq, or lose the tangents of the times."""
+    stack = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore
+    if stack is not None or forward_ad._current_level >= 0:  # pyright: ignore
+        raise Unsupported(
+            "backend 'torchdiffeq' cannot be used under torch.func transforms or forward-mode "
+            "differentiation, which its steps do not support. Use backend='native' with "
+            "gradient='direct'."
+        )
 
 
 def _refuse_method(method: str, step: float | None) -> list[str]:

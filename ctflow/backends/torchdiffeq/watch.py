@@ -120,6 +120,7 @@ class Watch:
     Args:
         field: dy/dt on flat tensors [1, N].
         plan: Settings and times.
+        uncontrolled: So many last leaves of the state stay out of the error norm.
 
     Attributes:
         tally: The solve under way, or the last one.
@@ -127,11 +128,13 @@ class Watch:
         inspect: Called after each evaluation that has a graph.
     """
 
-    def __init__(self, field: Field, plan: Plan) -> None:
+    def __init__(self, field: Field, plan: Plan, uncontrolled: int) -> None:
         """Ready for the forward solve."""
         self._field = field
         self._plan = plan
         self._dtype = field.layout.dtype
+        shapes = field.layout.shapes
+        self._n_counted = sum(shape.numel() for shape in shapes[: len(shapes) - uncontrolled])
         self._first, self._last = float(plan.times[0]), float(plan.times[-1])
         self._autocast = Autocast.now(field.layout.device.type)
         self._looked = False
@@ -191,8 +194,12 @@ class Watch:
 
         torchdiffeq gives up at a NaN; this makes it reject the step and shrink it. Detached, it
         also keeps the gradient out of the choice of the first step.
+
+        Args:
+            x: The state [1, N]; backwards time, state, adjoint, and parameter gradients.
         """
-        parts = x if isinstance(x, tuple) else (x,)
+        n = self._n_counted
+        parts = (x[0], x[1][:, :n], x[2][:, :n], *x[3:]) if isinstance(x, tuple) else (x[:, :n],)
         wide = torch.promote_types(self._dtype, torch.float32)
         sizes = [
             torch.linalg.vector_norm(part.detach().to(wide)) * part.numel() ** -0.5
