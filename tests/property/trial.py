@@ -1,0 +1,190 @@
+"""Random initial value problems with a loss, and the gradient of everything that enters them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ctflow import ODEProblem, Solution, Solver, solve
+from tests.problems import FLOAT
+
+__all__ = ["CORES", "SHAPES", "Choices", "Trial", "gradient_of", "make_trial", "reference"]
+
+
+class Core(nn.Module):
+    """dy/dt on rows [B, N] with times [B, 1] or [1, 1] and a force [N]; Lipschitz constant ~ 1."""
+
+    def __init__(self, n: int, generator: torch.Generator) -> None:
+        super().__init__()
+        a = torch.randn(n, n, dtype=FLOAT, generator=generator)
+        self.a = nn.Parameter(a / torch.linalg.matrix_norm(a, 2))
+        self.b = nn.Parameter(0.3 * torch.randn(n, dtype=FLOAT, generator=generator))
+
+    def forward(self, t: Tensor, y: Tensor, force: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class LinearCore(Core):
+    """A y + b + u."""
+
+    def forward(self, t: Tensor, y: Tensor, force: Tensor) -> Tensor:
+        return y @ self.a.T + self.b + force
+
+
+class Rotation(Core):
+    """(A - A^T) y / 2 at a rate that depends on time."""
+
+    def forward(self, t: Tensor, y: Tensor, force: Tensor) -> Tensor:
+        return 0.5 * torch.cos(t) * (y @ (self.a - self.a.T)) + 0.1 * self.b * force
+
+
+class Network(Core):
+    """A tanh(A y + b + u t)."""
+
+    def forward(self, t: Tensor, y: Tensor, force: Tensor) -> Tensor:
+        return torch.tanh(y @ self.a.T + self.b + force * t) @ self.a
+
+
+class Forced(Core):
+    """-y / 2 + sin(3 t) b + u cos(t y)."""
+
+    def forward(self, t: Tensor, y: Tensor, force: Tensor) -> Tensor:
+        return -0.5 * y + torch.sin(3 * t) * self.b + 0.3 * force * torch.cos(t * y) @ self.a
+
+
+CORES = {core.__name__: core for core in (LinearCore, Rotation, Network, Forced)}
+SHAPES: dict[str, Any] = {  # of one sample
+    "tensor": (3,),
+    "matrix": (2, 2),
+    "tuple": ((2,), (1, 2)),
+    "dict": {"z": (1,), "a": (2,)},
+    "nested": [{"u": (2,)}, ((1,), (1,))],
+}
+
+
+class OnLeaves(nn.Module):
+    """A core on states of any structure: the leaves of a sample side by side are its row."""
+
+    def __init__(self, core: Core, batched: bool) -> None:
+        super().__init__()
+        self.core = core
+        self.batched = batched
+
+    def forward(self, t: Tensor, y: Any, args: dict[str, Any]) -> Any:  # noqa: ANN401
+        leaves, spec = pytree.tree_flatten(y)
+        rows = [x.reshape(x.shape[0] if self.batched else 1, -1) for x in leaves]
+        dy = self.core(t.reshape(-1, 1), torch.cat(rows, 1), args["strength"] * args["force"])
+        parts = dy.split([row.shape[1] for row in rows], dim=1)
+        shaped = [part.reshape(x.shape) for part, x in zip(parts, leaves, strict=True)]
+        return pytree.tree_unflatten(shaped, spec)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a trial is made of: names of its dynamics and structure, and where its numbers begin."""
+
+    core: str
+    shape: str
+    batch: int | None
+    times: tuple[float, ...]
+    loss: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A problem, a loss on some of its outputs, and how much it may amplify an error.
+
+    Args:
+        problem: With gradients wanted of y0, args and t.
+        entries: Indices of the outputs that enter the loss.
+        weights: Weight of each variable in the loss, the structure of y0.
+        growth: Lipschitz constant times duration.
+    """
+
+    problem: ODEProblem
+    entries: tuple[int, ...]
+    weights: Any
+    growth: float
+    parts: dict[str, tuple[Tensor, ...]] = field(repr=False)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Everything a gradient is wanted of: y0, parameters, args and times."""
+        return tuple(x for part in self.parts.values() for x in part)
+
+    def amplified(self, rtol: float) -> float:
+        """What a solver with this tolerance may do to a gradient.
+
+        Errors grow by exp(L T) at most (Hairer I, theorem I.10.2), those of the gradient too; at
+        interior times an interpolant, whose error nobody controls, adds a few dozen tolerances.
+        """
+        return 100 * rtol * math.exp(self.growth)
+
+    def solution(self, solver: Solver) -> Solution:
+        """Solve it; raise if it fails."""
+        solution = solve(self.problem, solver)
+        if not solution.ok:
+            raise AssertionError(f"{solver} failed: {solution.stops}")
+        return solution
+
+    def loss(self, solver: Solver) -> Tensor:
+        """A smooth, non-linear function of the chosen outputs."""
+        y = pytree.tree_leaves(self.solution(solver).y)
+        weights = pytree.tree_leaves(self.weights)
+        chosen = [(leaf[list(self.entries)], w) for leaf, w in zip(y, weights, strict=True)]
+        return torch.stack([(w * x + 0.1 * x * x).sum() for x, w in chosen]).sum()
+
+    def with_times(self, t: Tensor) -> Trial:
+        """The same at other times."""
+        return replace(self, problem=replace(self.problem, t=t), parts={**self.parts, "t": (t,)})
+
+
+def gradient_of(trial: Trial, solver: Solver) -> tuple[Tensor, ...]:
+    """Gradient of the loss with respect to all inputs; zeros where there is none."""
+    found = torch.autograd.grad(
+        trial.loss(solver), trial.inputs, allow_unused=True, materialize_grads=True
+    )
+    return tuple(found)
+
+
+def make_trial(choices: Choices) -> Trial:
+    """The trial that these choices stand for, with numbers drawn from the seed."""
+    generator = torch.Generator().manual_seed(choices.seed)
+    batch, n_times = choices.batch, len(choices.times)
+
+    def normal(size: tuple[int, ...]) -> Tensor:
+        size = size if batch is None else (batch, *size)
+        return 0.7 * torch.randn(*size, dtype=FLOAT, generator=generator)
+
+    def state() -> Any:  # noqa: ANN401
+        return pytree.tree_map(normal, SHAPES[choices.shape], is_leaf=_is_shape)
+
+    y0, weights = state(), state()
+    leaves = [leaf.requires_grad_() for leaf in pytree.tree_leaves(y0)]
+    n = sum(leaf.numel() for leaf in leaves) // (batch or 1)
+    f = OnLeaves(CORES[choices.core](n, generator), batch is not None)
+    force = torch.randn(n, dtype=FLOAT, generator=generator).requires_grad_()
+    t = torch.tensor(choices.times, dtype=FLOAT, requires_grad=True)
+    args = {"force": force, "strength": 0.5}
+    problem = ODEProblem(f, y0, t, args=args, batched=batch is not None)
+    entries = {"last": (-1,), "interior": (n_times // 2,), "all": tuple(range(n_times))}
+    parts = {"y0": tuple(leaves), "params": tuple(f.parameters()), "args": (force,), "t": (t,)}
+    growth = abs(choices.times[-1] - choices.times[0])
+    return Trial(problem, entries[choices.loss], weights, growth, parts)
+
+
+def _is_shape(x: object) -> bool:
+    return isinstance(x, tuple) and isinstance(x[0], int)
+
+
+@functools.lru_cache(maxsize=128)
+def reference(choices: Choices) -> tuple[Tensor, ...]:
+    """The gradient at a tolerance of 1e-11."""
+    return gradient_of(make_trial(choices), Solver(gradient="direct", rtol=1e-11, atol=1e-11))
