@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ctflow import InvalidProblem, Solver, odeint
+from ctflow import InvalidProblem, Solver, Unsupported, odeint
 from tests.checks import check, check_close, check_relative
 from tests.problems import decay
 
@@ -123,3 +125,32 @@ def test_a_wrong_f_is_refused_in_words(gradient: str) -> None:
             backend="torchdiffeq",
             gradient=gradient,
         )
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacfwd])
+@pytest.mark.parametrize("wanted", ["y0", "t1"])
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_transforms_of_functions_are_refused(
+    gradient: str, transform: Callable[..., Callable[[Tensor], Tensor]], wanted: str
+) -> None:
+    """Reverse and forward, instead of an error from inside torchdiffeq or a tangent lost."""
+
+    def loss(x: Tensor) -> Tensor:
+        y0 = x if wanted == "y0" else torch.ones(())
+        t = torch.stack([torch.zeros(()), x if wanted == "t1" else torch.ones(())])
+        return odeint(decay, y0, t, backend="torchdiffeq", gradient=gradient)[-1]
+
+    with pytest.raises(Unsupported, match=r"under torch\.func transforms"):
+        transform(loss)(torch.tensor(0.7))
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_state_made_under_inference_mode_can_be_solved_later(gradient: str) -> None:
+    """With gradients of the parameters."""
+    layer = _Layer(gradient)
+    with torch.inference_mode():
+        y0 = Y0.clone()
+    grads = torch.autograd.grad(layer(y0).sum(), list(layer.parameters()))
+    expected = torch.autograd.grad(layer(Y0).sum(), list(layer.parameters()))
+    check_relative(grads, expected, rtol=1e-6)
