@@ -59,7 +59,6 @@ def run(
     marker = sequence_number()
     reached = watch.evaluate(t0.detach().to(y0.dtype), leaf)
     captures.discover(reached, leaf, marker)
-    _check_real(captures)
     watch.known = f0 = reached.detach()
     start = shift(watch.evaluate, t0, y0, -1.0, f0, "adjoint") if t0.requires_grad else y0
     if not (start.requires_grad or captures.inputs):
@@ -67,6 +66,7 @@ def run(
         captures.recheck_none(out)
         return out, []
     with captures.cut() as leaves, torch.enable_grad():
+        _check_leaves(leaves)
         inner = _Inner(watch, plan, start.detach().requires_grad_(), leaves)
         out = complete(inner.solve, watch, plan, start)
         inner.keep(captures, problem, field)
@@ -76,12 +76,18 @@ def run(
     return _Adjoint.apply(inner, start, *captures.inputs), inner.stats  # pyright: ignore
 
 
-def _check_real(captures: Captures) -> None:
-    for x in captures.inputs:
+def _check_leaves(leaves: tuple[Tensor, ...]) -> None:
+    for x in leaves:
         if x.is_complex():
             raise Unsupported(
-                f"gradient='adjoint' on torchdiffeq cannot differentiate with respect to a complex "
+                "gradient='adjoint' on torchdiffeq cannot differentiate with respect to a complex "
                 f"tensor, got one of shape {list(x.shape)} in `f`. Use gradient='direct'."
+            )
+        if x._backward_hooks:  # pyright: ignore - would run at every evaluation
+            raise Unsupported(
+                "gradient='adjoint' on torchdiffeq would run a gradient hook at every evaluation "
+                f"of `f`, got one on a tensor of shape {list(x.shape)}. Use gradient='direct', or "
+                "change the gradient after backward()."
             )
 
 
