@@ -278,7 +278,8 @@ def raise_if_failed(solution: Solution) -> Solution:
     stop = solution.stops[0]
     status = Status(int(solution.status[stop.sample]))
     settings = solution.stats.solver
-    row = solution.t if solution.t.dim() == 1 else solution.t[stop.sample]
+    t = solution.t.detach()
+    row = t if t.dim() == 1 else t[stop.sample]
     t0, t1 = float(row[0]), float(row[-1])
     who = f"sample {stop.sample}" if settings.coupling == "per_sample" else "the solve"
     others = f" ({len(solution.stops)} of {len(solution.status)} samples failed)"

@@ -157,10 +157,10 @@ def integrate(
         end = _end(plan, span, rows, place)
         step = rk_step(field, tableau, place.t, end, place.y, place.f0)
         verdict = _judge(plan, step, place.size)
-        moved = verdict.accepted & rows.active
+        moved = verdict.accepted & rows.active & (end != place.t)
         n_moved = int(moved.sum())
         rows.charge(tableau.stages - (place.f0 is not None), n_moved, moved)
-        n_before = rows.n_active
+        n_before, tried = rows.n_active, place.size
         place = _move(tableau, step, moved, n_moved, rows, place)._replace(size=verdict.size)
         if n_moved:
             trace.append(place.t)
@@ -170,7 +170,7 @@ def integrate(
             if bool(arrived.any()):
                 rows.retire(arrived)
         if n_moved < n_before:
-            place = _drop_stuck(rows, verdict, moved, span, place)
+            place = _drop_stuck(rows, verdict, moved, span, place, tried)
     if rows.n_active:
         _fail(rows, rows.active, torch.full_like(rows.status, Status.MAX_STEPS), place)
     return Outcome(rows.status.cpu(), rows.counts(), tuple(rows.stops), tuple(trace), place.size)
@@ -227,16 +227,22 @@ def _drop_bad_starts(rows: _Rows, place: _Place) -> _Place:
 
 
 @torch.no_grad()
-def _drop_stuck(rows: _Rows, verdict: Verdict, moved: Tensor, span: Span, place: _Place) -> _Place:
+def _drop_stuck(
+    rows: _Rows, verdict: Verdict, moved: Tensor, span: Span, place: _Place, tried: Tensor
+) -> _Place:
     """Give up samples whose next step would be below the resolution of time."""
-    eps = torch.finfo(place.t.dtype).eps
-    length = (span.t1 - span.t0).abs()
-    floor = torch.maximum(16 * eps * place.t.abs(), 1e-20 * length)
-    stuck = rows.active & ~moved & (verdict.size <= floor)
+    stuck = rows.active & ~moved & (verdict.size <= _resolution(place.t, span))
     if not bool(stuck.any()):
         return place
     status = torch.where(verdict.finite, int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
-    return _fail(rows, stuck, status, place)
+    size = torch.where(verdict.size > 0, verdict.size, tried)  # 0 only says to give up
+    return _fail(rows, stuck, status, place._replace(size=size))
+
+
+def _resolution(t: Tensor, span: Span) -> Tensor:
+    """Step size below which time hardly moves, [B]."""
+    eps = torch.finfo(t.dtype).eps
+    return torch.maximum(16 * eps * t.abs(), 1e-20 * (span.t1 - span.t0).abs())
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ def attach(
     if not times.requires_grad or source is None:
         return out
     failed = (outcome.status != 0).to(out.device).unsqueeze(1)
-    shifted = [y0]
+    shifted = [torch.where(failed, out[0], y0) if outcome.stops else y0]
     for t, y in zip(times.unbind(1)[1:], out.unbind(0)[1:], strict=True):
         t_well, y_well = exchange(source, t), exchange(source, y)
         f = None
