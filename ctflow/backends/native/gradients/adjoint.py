@@ -273,7 +273,8 @@ class _WithQuadrature:
         taken = (step.t1 - step.t0).abs()
         suggested = taken * self._control.factor(tableau, ratio).to(taken.dtype)
         within = ratio <= 1
-        most = torch.where(within, torch.maximum(suggested, size), suggested)
+        at_rest = taken == 0  # it keeps the size with which it will go on in the next interval
+        most = torch.where(within | at_rest, torch.maximum(suggested, size), suggested)
         rejected = within & ~verdict.accepted
         size = torch.where(rejected, verdict.size, torch.minimum(verdict.size, most))
         return Verdict(verdict.accepted & within, size, verdict.finite & (ratio < torch.inf))
