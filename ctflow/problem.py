@@ -16,6 +16,8 @@ from ctflow.state import State, leaves_of
 
 __all__ = ["ODEProblem"]
 
+_DTYPES = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16))
+
 
 @dataclass(frozen=True, eq=False)
 class ODEProblem:
@@ -131,6 +133,8 @@ def _check_state(y0: object, batched: bool) -> Tensor:
                 f"a batched `y0` must have the batch as dimension 0 of every leaf, got shape "
                 f"{list(leaf.shape)} in leaf {i} beside {list(first.shape)}. Add or expand it."
             )
+    for i, leaf in enumerate(leaves):
+        _check_finite(leaf, "`y0`" if len(leaves) == 1 else f"leaf {i} of `y0`")
     return first
 
 
@@ -149,10 +153,17 @@ def _check_leaf(leaf: object, name: str) -> None:
         raise InvalidProblem(
             f"{name} must have a floating dtype, got {leaf.dtype}. Use `.float()` or `.double()`."
         )
+    if leaf.dtype not in _DTYPES:
+        raise InvalidProblem(
+            f"{name} must have a dtype to calculate with, got {leaf.dtype}. Use `.float()`."
+        )
     if leaf.numel() == 0:
         raise InvalidProblem(
             f"{name} must have elements, got shape {list(leaf.shape)}. Skip the solve if empty."
         )
+
+
+def _check_finite(leaf: Tensor, name: str) -> None:
     bad = ~torch.isfinite(leaf.detach())
     if bad.any():
         where = bad.nonzero()[0].tolist()
@@ -196,10 +207,12 @@ def _checked_times(t: object, first: Tensor) -> Tensor:
 def _times_of_numbers(t: Sequence[object], first: Tensor) -> Tensor:
     dtype = torch.float32 if first.device.type == "mps" else torch.float64  # MPS has no float64
     try:
+        if any(isinstance(x, Tensor) and x.requires_grad for x in leaves_of(t)):
+            raise ValueError  # torch.tensor would copy the numbers and lose the gradient
         return torch.tensor(t, dtype=dtype, device=first.device)
     except (TypeError, ValueError, RuntimeError):
         raise InvalidProblem(
-            f"`t` must be a tensor or a sequence of numbers, got {t!r}. "
+            f"`t` must be a tensor or a sequence of numbers, got {list(t)!r}. "
             "Use torch.stack to join 0-dim tensors, so that gradients reach them."
         ) from None
 
