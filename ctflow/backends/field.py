@@ -15,7 +15,8 @@ from ctflow.state import Layout
 __all__ = ["Field"]
 
 _NEEDS_GRAD = "does not require grad"  # torch's words when f differentiates under no_grad
-_IN_PLACE = ("in an in-place operation", "Inplace update to inference tensor")  # and for y.mul_(2)
+_IN_PLACE = "in an in-place operation"  # and for y.mul_(2) where y wants a gradient
+_INFERENCE = "Inplace update to inference tensor"  # and for any change of what was made under it
 
 
 class Field:
@@ -63,8 +64,13 @@ class Field:
                     f"gradients off, got: {error}. Wrap the inner derivative in "
                     "`with torch.enable_grad():` and call `y.requires_grad_()`, or use torch.func."
                 ) from error
-            if any(words in str(error) for words in _IN_PLACE):
+            if _IN_PLACE in str(error):
                 raise InvalidProblem(_CHANGED) from error
+            if _INFERENCE in str(error):
+                raise InvalidProblem(
+                    "`f` must not change its input, or another tensor made under inference_mode, "
+                    "got one modified in place. Use out-of-place operations, or torch.no_grad."
+                ) from error
             raise
         if version is not None and y._version != version:
             raise InvalidProblem(_CHANGED)

@@ -161,6 +161,7 @@ def _run(
     if differentiate is None:
         start = shift(field, times[:, 0], y0, -1.0, None, gradient) if moving else y0
         out, outcome = direct.run(plan, field, start)
+        outcome.counts.n_f_evals.add_(moving)
         return attach(field, times, y0, out, outcome, gradient), outcome, []
     if torch._C._functorch.is_functorch_wrapped_tensor(y0):  # pyright: ignore
         raise Unsupported(

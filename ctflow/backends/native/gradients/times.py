@@ -45,4 +45,5 @@ def attach(
                 f = field(t_well.to(y.dtype), y_well)
         moved = shift(field, t_well, y_well, 1.0, f, gradient)
         shifted.append(torch.where(failed, y, moved) if outcome.stops else moved)
+    outcome.counts.n_f_evals.add_(len(shifted) - 1)
     return torch.stack(shifted)
