@@ -8,11 +8,18 @@ pytest.importorskip("hypothesis")
 
 from hypothesis import example, given, settings
 
-from ctflow import Solver
+from ctflow import Solver, Unsupported
 from ctflow.backends import Feature, available, get
 from tests.checks import check_relative
 from tests.property.strategies import trials
-from tests.property.trial import Choices, gradient_of, make_trial, reference
+from tests.property.trial import (
+    Choices,
+    gradient_of,
+    make_trial,
+    reference,
+    reference_second,
+    second_of,
+)
 
 RTOL = 1e-8
 BETWEEN_STEPS = Choices("Forced", "matrix", None, (0.0, 0.1875, 0.375, 0.5625, 0.75), "interior", 0)
@@ -31,8 +38,12 @@ ROUTES = [
 ]
 """What is installed joins by itself."""
 
+routes = pytest.mark.parametrize(
+    "route", ROUTES, ids=lambda route: f"{route.backend}-{route.gradient}"
+)
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.backend}-{route.gradient}")
+
+@routes
 @settings(max_examples=12)
 @given(choices=trials())
 @example(choices=BETWEEN_STEPS)
@@ -60,3 +71,17 @@ def test_coupling_does_not_change_the_gradient(choices: Choices) -> None:
     trial = make_trial(choices)
     shared = gradient_of(trial, Solver(coupling="shared", rtol=RTOL, atol=RTOL))
     check_relative(shared, reference(choices), rtol=trial.amplified(RTOL))
+
+
+@routes
+@settings(max_examples=4)
+@given(choices=trials(longest=2.0))
+def test_a_second_differentiation_is_right_or_refused(route: Solver, choices: Choices) -> None:
+    """For y0, parameters, args and times together; never a part that is silently missing."""
+    trial = make_trial(choices)
+    if Feature.SECOND_ORDER in get(route.backend).features and route.gradient == "direct":
+        found = second_of(trial, route)
+        check_relative(found, reference_second(choices), rtol=trial.amplified(RTOL))
+    else:
+        with pytest.raises(Unsupported, match="a second time"):
+            second_of(trial, route)

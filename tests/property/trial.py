@@ -14,7 +14,17 @@ from torch.utils import _pytree as pytree
 from ctflow import ODEProblem, Solution, Solver, solve
 from tests.problems import FLOAT
 
-__all__ = ["CORES", "SHAPES", "Choices", "Trial", "gradient_of", "make_trial", "reference"]
+__all__ = [
+    "CORES",
+    "SHAPES",
+    "Choices",
+    "Trial",
+    "gradient_of",
+    "make_trial",
+    "reference",
+    "reference_second",
+    "second_of",
+]
 
 
 class Core(nn.Module):
@@ -83,6 +93,18 @@ class OnLeaves(nn.Module):
         parts = dy.split([row.shape[1] for row in rows], dim=1)
         shaped = [part.reshape(x.shape) for part, x in zip(parts, leaves, strict=True)]
         return pytree.tree_unflatten(shaped, spec)
+
+
+def second_of(trial: Trial, solver: Solver) -> tuple[Tensor, ...]:
+    """The Hessian of the loss times a fixed vector, for all inputs."""
+    inputs = trial.inputs
+    first = torch.autograd.grad(
+        trial.loss(solver), inputs, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    along = [torch.linspace(-1, 1, x.numel(), dtype=FLOAT).reshape(x.shape) for x in inputs]
+    product = torch.stack([(g * v).sum() for g, v in zip(first, along, strict=True)]).sum()
+    found = torch.autograd.grad(product, inputs, allow_unused=True, materialize_grads=True)
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -188,3 +210,20 @@ def _is_shape(x: object) -> bool:
 def reference(choices: Choices) -> tuple[Tensor, ...]:
     """The gradient at a tolerance of 1e-11."""
     return gradient_of(make_trial(choices), Solver(gradient="direct", rtol=1e-11, atol=1e-11))
+
+
+@functools.lru_cache(maxsize=128)
+def reference_second(choices: Choices) -> tuple[Tensor, ...]:
+    """The Hessian times the vector: differences of the reference gradient."""
+    trial, step = make_trial(choices), 1e-4
+    solver = Solver(gradient="direct", rtol=1e-12, atol=1e-12)
+    along = [torch.linspace(-1, 1, x.numel(), dtype=FLOAT).reshape(x.shape) for x in trial.inputs]
+    total = [torch.zeros_like(x) for x in trial.inputs]
+    for k, weight in {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}.items():
+        other = make_trial(choices)
+        with torch.no_grad():
+            for x, v in zip(other.inputs, along, strict=True):
+                x += k * step * v
+        total = [a + weight / step * g for a, g in
+                 zip(total, gradient_of(other, solver), strict=True)]
+    return tuple(total)
