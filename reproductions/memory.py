@@ -66,7 +66,14 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        "smoke", tolerances=(1e-2, 1e-8), doublings=2, repeats=1, patience=0.0, slopes=False
+        "smoke",
+        tolerances=(1e-2, 1e-6),
+        rows=8,
+        horizon=3.0,
+        doublings=1,
+        repeats=1,
+        patience=0.0,
+        slopes=False,
     ),
     "quick": Config("quick"),
     "full": Config("full", doublings=9, repeats=15),
