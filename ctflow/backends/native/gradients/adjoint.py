@@ -145,7 +145,7 @@ class _Backward:
         self._job = job
         self._control = _WithQuadrature(job.backward, field, share, bound, job.seminorm)
         self._size: Tensor | None = None
-        self._outcomes: list[Outcome] = []
+        self._counts: list[Counts] = []  # not the outcomes, whose traces grow by a time a step
         self._left = job.plan.max_steps
 
     @property
@@ -162,11 +162,7 @@ class _Backward:
         columns = [
             torch.stack(column).sum(0)
             for column in zip(
-                *(
-                    (c.n_steps, c.n_accepted, c.n_rejected)
-                    for c in (o.counts for o in self._outcomes)
-                ),
-                strict=True,
+                *((c.n_steps, c.n_accepted, c.n_rejected) for c in self._counts), strict=True
             )
         ]
         return Counts(torch.full_like(columns[0], n_f_evals), *columns)
@@ -181,7 +177,7 @@ class _Backward:
         save = SaveAt(plan.tableau, grid, plan.span.direction, start)
         before = list(self._control.total)
         outcome = plan(self._control.field_of_both, start, None, [self._control.commit, save])
-        self._outcomes.append(outcome)
+        self._counts.append(outcome.counts)
         self._left -= int(outcome.counts.n_steps.max())
         if outcome.stops:
             self._control.total = before
