@@ -1,0 +1,188 @@
+"""The backward solve keeps to its own settings, and says what it cost."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ctflow import ODEProblem, Solution, SolveFailed, Solver, Tolerances, Unsupported, odeint, solve
+from ctflow.dynamics import CountCalls
+from tests.backends.torchdiffeq.cases import everything
+from tests.checks import check_close, check_relative
+from tests.problems import FLOAT, Linear, limit_cycle
+
+ADJOINT = Solver(gradient="adjoint")
+couplings = pytest.mark.parametrize("coupling", ["shared", "per_sample"])
+
+
+def differentiated(solver: Solver) -> tuple[Solution, tuple[Tensor, ...]]:
+    """A solution of the common problem, and the gradient of a loss on all its outputs."""
+    problem, leaves = everything()
+    solution = solve(problem, solver)
+    return solution, torch.autograd.grad(solution.y.pow(2).sum(), leaves)
+
+
+def error(found: tuple[Tensor, ...]) -> float:
+    """Distance of a gradient from the true one, relative to the whole."""
+    wanted = differentiated(Solver(gradient="checkpointed", rtol=1e-12, atol=1e-12))[1]
+    return float(flat(found).sub(flat(wanted)).norm() / flat(wanted).norm())
+
+
+def flat(parts: tuple[Tensor, ...]) -> Tensor:
+    """All entries in one vector."""
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def backward_steps(solution: Solution) -> int:
+    """Attempted steps of the backward solve."""
+    counts = solution.stats.backward
+    return -1 if counts is None else int(counts.n_steps.max())
+
+
+@couplings
+@pytest.mark.parametrize("tol", [1e-4, 1e-6, 1e-8, 1e-10])
+def test_the_backward_tolerances_alone_set_the_gradients_error(coupling: Any, tol: float) -> None:  # noqa: ANN401
+    """From a forward pass that is exact enough, the error follows the backward tolerances."""
+    solver = Solver(gradient="adjoint", rtol=1e-12, atol=1e-12, coupling=coupling)
+    _, found = differentiated(replace(solver, backward=Tolerances(tol, tol)))
+    assert error(found) < 10 * tol
+
+
+def test_without_tolerances_of_its_own_it_has_those_of_the_forward_pass() -> None:
+    """Written out they change no bit."""
+    solver = Solver(gradient="adjoint", rtol=1e-6, atol=1e-8)
+    same = replace(solver, backward=Tolerances(1e-6, 1e-8))
+    (_, found), (_, wanted) = differentiated(solver), differentiated(same)
+    assert all(torch.equal(x, y) for x, y in zip(found, wanted, strict=True))
+
+
+def test_the_forward_pass_does_not_see_the_backward_tolerances() -> None:
+    """Its states and costs stay."""
+    problem, _ = everything()
+    tight = replace(ADJOINT, backward=Tolerances(1e-11, 1e-12))
+    assert torch.equal(solve(problem, ADJOINT).y, solve(problem, tight).y)
+    solution, _ = differentiated(tight)
+    assert backward_steps(solution) > 2 * int(solution.stats.forward.n_steps)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed"])
+def test_backward_tolerances_without_a_backward_solve_are_refused(gradient: Any) -> None:  # noqa: ANN401
+    """They would be ignored."""
+    with pytest.raises(Unsupported, match="`backward` tolerances belong to gradient='adjoint'"):
+        differentiated(Solver(gradient=gradient, backward=Tolerances(1e-6, 1e-6)))
+
+
+@couplings
+def test_the_step_limit_holds_for_the_whole_backward_solve(coupling: Any) -> None:  # noqa: ANN401
+    """Over all intervals together; the message says what to change."""
+    free = Solver(gradient="adjoint", backward=Tolerances(1e-10, 1e-10), coupling=coupling)
+    needed = backward_steps(differentiated(free)[0])
+    enough = differentiated(replace(free, max_steps=needed))[1]
+    check_relative(enough, differentiated(free)[1], rtol=1e-12)
+    with pytest.raises(SolveFailed, match=re.escape(f"took its limit of {needed // 2} steps")):
+        differentiated(replace(free, max_steps=needed // 2))
+
+
+@couplings
+def test_the_statistics_count_every_evaluation(coupling: Any) -> None:  # noqa: ANN401
+    """What f itself counts in the backward pass is what the statistics say."""
+    field = CountCalls(Linear(torch.tensor([[0.1, 1.0], [-1.0, -0.3]], dtype=FLOAT)))
+    y0 = torch.tensor([[1.0, 0.0], [3.0, -1.0]], dtype=FLOAT, requires_grad=True)
+    solution = solve(ODEProblem(field, y0, [0.0, 0.3, 2.0]), replace(ADJOINT, coupling=coupling))
+    assert solution.stats.backward is None
+    forward = field.n_calls
+    assert forward == int(solution.stats.forward.n_f_evals.max())
+    solution.y.pow(2).sum().backward()
+    counts = solution.stats.backward
+    assert counts is not None
+    assert field.n_calls - forward == int(counts.n_f_evals.max())
+    assert torch.equal(counts.n_steps, counts.n_accepted + counts.n_rejected)
+    assert counts.n_steps.shape == ((1,) if coupling == "shared" else (2,))
+    assert bool((counts.n_accepted >= 2).all())
+
+
+def test_the_step_size_is_kept_across_output_times() -> None:
+    """Fifty outputs cost a step for each interval, not a new start."""
+    y0 = torch.tensor([0.3, 0.4], dtype=FLOAT, requires_grad=True)
+
+    def cost(n: int) -> tuple[int, int]:
+        t = torch.linspace(0, 2, n, dtype=FLOAT)
+        solution = solve(ODEProblem(limit_cycle.f, y0, t), Solver(gradient="adjoint", rtol=1e-5))
+        solution.y.sum().backward()
+        counts = solution.stats.backward
+        assert counts is not None
+        return int(counts.n_steps), int(counts.n_f_evals)
+
+    n_steps, n_f_evals = cost(101)
+    assert n_steps == 100
+    assert n_f_evals <= 7 * n_steps + 2
+
+
+def test_each_interval_starts_from_the_stored_state() -> None:
+    """Drift does not add up from one interval to the next: each has its own."""
+    y0 = torch.tensor([1.0], dtype=FLOAT, requires_grad=True)
+    tol = Solver(gradient="adjoint", rtol=1e-8, atol=1e-8)
+
+    def drift(n: int) -> float:
+        solution = solve(ODEProblem(lambda t, y: -3 * y, y0, torch.linspace(0, 4, n).double()), tol)
+        solution.y.sum().backward()
+        return float(solution.gradient_report.drift.max())
+
+    assert drift(2) > 1e3 * drift(41)
+
+
+@couplings
+@pytest.mark.parametrize("wrt", ["y0", "t", "parameter"])
+def test_a_second_derivative_is_refused(coupling: Any, wrt: str) -> None:  # noqa: ANN401
+    """The first one is right, whatever is then asked of it."""
+    f = Linear(torch.tensor([[0.1, 1.0], [-1.0, -0.3]], dtype=FLOAT))
+    y0 = torch.ones(2, 2, dtype=FLOAT, requires_grad=True)
+    t = torch.tensor([0.0, 0.5, 1.0], dtype=FLOAT, requires_grad=True)
+    inputs = {"y0": y0, "t": t, "parameter": f.a}
+    y = odeint(f, y0, t, solver=replace(ADJOINT, coupling=coupling))
+    first = torch.autograd.grad(y.pow(2).sum(), tuple(inputs.values()), create_graph=True)
+    plain = torch.autograd.grad(f.exact(t[2], y0).pow(2).sum(), f.a)[0]
+    assert first[2].shape == plain.shape
+    with pytest.raises(Unsupported, match="gradient='adjoint' cannot be differentiated a second"):
+        torch.autograd.grad(sum(x.pow(2).sum() for x in first), inputs[wrt])
+
+
+def test_a_failed_sample_sends_no_gradient_and_spoils_none() -> None:
+    """Beside one that blows up, gradients of the others and of shared parameters are right."""
+    rate = torch.tensor(1.0, dtype=FLOAT, requires_grad=True)
+    y0 = torch.tensor([[0.3], [4.0], [-0.7]], dtype=FLOAT)
+
+    def gradient(rows: list[int], wanted: list[int]) -> tuple[Tensor, ...]:
+        start = y0[rows].clone().requires_grad_()
+        problem = ODEProblem(lambda t, y: rate * y * y, start, [0.0, 0.4, 1.0], batched=True)
+        y = solve(problem, Solver(gradient="adjoint", rtol=1e-9, atol=1e-9)).y
+        return torch.autograd.grad(y[:, wanted].pow(2).sum(), (start, rate))
+
+    slope, shared = gradient([0, 1, 2], [0, 2])
+    alone, wanted = gradient([0, 2], [0, 1])
+    check_close(slope[[0, 2]], alone, rtol=1e-7)
+    check_close(shared, wanted, rtol=1e-7)
+    assert slope[1].item() == 0.0
+
+
+def zero_initialised(t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
+    """theta sin^2(20 t) - y / 10: at theta = 0 neither y nor a shows what the quadrature needs."""
+    return theta * torch.sin(20 * t) ** 2 - 0.1 * y
+
+
+@pytest.mark.parametrize("backward", [None, Tolerances(1e-8, 1e-8)])
+def test_the_quadratures_error_takes_part_in_the_step_decision(backward: Tolerances | None) -> None:
+    """At theta = 0 the gradient needs far smaller steps than state and adjoint do."""
+    theta = torch.zeros((), dtype=FLOAT, requires_grad=True)
+    y0 = torch.ones(1, dtype=FLOAT)
+    solver = Solver(gradient="adjoint", rtol=1e-8, atol=1e-8, backward=backward)
+    y = odeint(zero_initialised, y0, [0.0, 3.0], args=theta, solver=solver)
+    (found,) = torch.autograd.grad(y[-1].sum(), theta)
+    s = torch.linspace(0, 3, 2**16 + 1, dtype=FLOAT)
+    wanted = torch.trapezoid(torch.exp(-0.1 * (3 - s)) * torch.sin(20 * s) ** 2, s)
+    check_close(found, wanted, rtol=1e-7)
