@@ -91,7 +91,7 @@ class Captures:
         objects = [x for x in self._args if not isinstance(x, Tensor)]
         for tensor, place in _tensors_in(problem.f, *objects):
             self._places.setdefault(id(tensor), (tensor, []))[1].append(place)
-        self._in_args = {id(x) for x in self._args if _wants_grad(x) and not x.is_leaf}
+        self._in_args = {id(x) for x in self._args if _wants_grad(x)}
         found = [x for x in self._args if _wants_grad(x)]
         found += [x for x in problem.params or () if x.requires_grad]
         found += [x for x, _ in self._places.values() if x.requires_grad and x.is_leaf]
@@ -159,7 +159,8 @@ class Captures:
         Yields:
             For each of `inputs`, the leaf that now stands in its place.
         """
-        leaves = tuple(x if x.is_leaf else x.detach().requires_grad_() for x in self.inputs)
+        self._check_cut()
+        leaves = tuple(x.detach().requires_grad_() if _to_cut(x) else x for x in self.inputs)
         stand_in = {id(x): leaf for x, leaf in zip(self.inputs, leaves, strict=True)}
         undo: list[tuple[_Place, object]] = []
         args = self._field.args
@@ -186,14 +187,14 @@ class Captures:
 
     def _check_cut(self) -> None:
         for x in self.inputs:
-            if x.is_leaf or id(x) in self._in_args:
+            if not _to_cut(x) or id(x) in self._in_args:
                 continue
             places = self._places.get(id(x), (x, []))[1]
             if not any(place.settable for place in places):
                 raise Unsupported(
-                    f"`f` uses a computed tensor of shape {list(x.shape)} kept where it cannot be "
-                    "replaced, so its gradient would be lost. Pass it in `args=`, or use "
-                    "gradient='direct'."
+                    f"`f` uses a {'hooked' if x.is_leaf else 'computed'} tensor of shape "
+                    f"{list(x.shape)} kept where it cannot be replaced, so its gradient would be "
+                    "wrong. Pass it in `args=`, or use gradient='direct'."
                 )
 
 
@@ -253,6 +254,11 @@ def _unreachable(edge: _Edge) -> str:
         "an attribute nor in a closure where ctflow could find it, so its gradient would be lost. "
         "Pass it in `args=`, or use gradient='direct'."
     )
+
+
+def _to_cut(x: Tensor) -> bool:
+    """Whether a copy must stand in its place: a history would be walked, and a hook run, too often."""
+    return not x.is_leaf or bool(x._backward_hooks)  # pyright: ignore
 
 
 def _wants_grad(x: object) -> bool:

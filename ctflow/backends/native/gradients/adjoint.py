@@ -328,6 +328,6 @@ def _ratio(
             if share is None
             else torch.maximum(total[i].abs(), (total[i] + share[i]).abs())
         )
-        square = square + ((error / (control.atol + control.rtol * size)) ** 2).sum()
+        square = square + ((error.abs() / (control.atol + control.rtol * size)) ** 2).sum()
         count += error.numel()
     return (square / max(count, 1)).sqrt()
