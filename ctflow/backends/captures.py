@@ -257,7 +257,7 @@ def _unreachable(edge: _Edge) -> str:
 
 
 def _to_cut(x: Tensor) -> bool:
-    """Whether a copy must stand in its place: a history would be walked, and a hook run, too often."""
+    """Whether a copy must stand in for it: its history, or its hooks, would run at every step."""
     return not x.is_leaf or bool(x._backward_hooks)  # pyright: ignore
 
 
