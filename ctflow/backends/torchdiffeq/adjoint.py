@@ -83,12 +83,6 @@ def _check_leaves(leaves: tuple[Tensor, ...]) -> None:
                 "gradient='adjoint' on torchdiffeq cannot differentiate with respect to a complex "
                 f"tensor, got one of shape {list(x.shape)} in `f`. Use gradient='direct'."
             )
-        if x._backward_hooks:  # pyright: ignore - would run at every evaluation
-            raise Unsupported(
-                "gradient='adjoint' on torchdiffeq would run a gradient hook at every evaluation "
-                f"of `f`, got one on a tensor of shape {list(x.shape)}. Use gradient='direct', or "
-                "change the gradient after backward()."
-            )
 
 
 @dataclass
