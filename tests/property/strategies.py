@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from tests.property.trial import CORES, SHAPES, Choices
+from tests.property.trial import CORES, PARTS, SHAPES, Choices
 
 __all__ = ["times", "trials"]
 
@@ -38,4 +38,5 @@ def trials(draw: st.DrawFn, batched: bool | None = None, longest: float = 5.0) -
         times=draw(times(longest)),
         loss=draw(st.sampled_from(["last", "interior", "all"])),
         seed=draw(st.integers(0, 10_000)),
+        wanted=draw(st.sampled_from([PARTS, PARTS, *((part,) for part in PARTS), PARTS[:2]])),
     )

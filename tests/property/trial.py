@@ -16,6 +16,7 @@ from tests.problems import FLOAT
 
 __all__ = [
     "CORES",
+    "PARTS",
     "SHAPES",
     "Choices",
     "Trial",
@@ -68,6 +69,7 @@ class Forced(Core):
         return -0.5 * y + torch.sin(3 * t) * self.b + 0.3 * force * torch.cos(t * y) @ self.a
 
 
+PARTS = ("y0", "params", "args", "t")
 CORES = {core.__name__: core for core in (LinearCore, Rotation, Network, Forced)}
 SHAPES: dict[str, Any] = {  # of one sample
     "tensor": (3,),
@@ -117,6 +119,7 @@ class Choices:
     times: tuple[float, ...]
     loss: str
     seed: int
+    wanted: tuple[str, ...] = PARTS
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,11 @@ class Trial:
     """A problem, a loss on some of its outputs, and how much it may amplify an error.
 
     Args:
-        problem: With gradients wanted of y0, args and t.
+        problem: With a gradient wanted of each of the parts.
         entries: Indices of the outputs that enter the loss.
         weights: Weight of each variable in the loss, the structure of y0.
         growth: Lipschitz constant times duration.
+        parts: What a gradient is wanted of: some of y0, parameters, args and times.
     """
 
     problem: ODEProblem
@@ -138,7 +142,7 @@ class Trial:
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """Everything a gradient is wanted of: y0, parameters, args and times."""
+        """Everything a gradient is wanted of."""
         return tuple(x for part in self.parts.values() for x in part)
 
     def amplified(self, rtol: float) -> float:
@@ -189,15 +193,19 @@ def make_trial(choices: Choices) -> Trial:
         return pytree.tree_map(normal, SHAPES[choices.shape], is_leaf=_is_shape)
 
     y0, weights = state(), state()
-    leaves = [leaf.requires_grad_() for leaf in pytree.tree_leaves(y0)]
+    leaves = pytree.tree_leaves(y0)
     n = sum(leaf.numel() for leaf in leaves) // (batch or 1)
     f = OnLeaves(CORES[choices.core](n, generator), batch is not None)
-    force = torch.randn(n, dtype=FLOAT, generator=generator).requires_grad_()
-    t = torch.tensor(choices.times, dtype=FLOAT, requires_grad=True)
+    force = torch.randn(n, dtype=FLOAT, generator=generator)
+    t = torch.tensor(choices.times, dtype=FLOAT)
+    every = {"y0": tuple(leaves), "params": tuple(f.parameters()), "args": (force,), "t": (t,)}
+    for part, tensors in every.items():
+        for x in tensors:
+            x.requires_grad_(part in choices.wanted)
     args = {"force": force, "strength": 0.5}
     problem = ODEProblem(f, y0, t, args=args, batched=batch is not None)
     entries = {"last": (-1,), "interior": (n_times // 2,), "all": tuple(range(n_times))}
-    parts = {"y0": tuple(leaves), "params": tuple(f.parameters()), "args": (force,), "t": (t,)}
+    parts = {part: every[part] for part in choices.wanted}
     growth = abs(choices.times[-1] - choices.times[0])
     return Trial(problem, entries[choices.loss], weights, growth, parts)
 

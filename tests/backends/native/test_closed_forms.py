@@ -73,15 +73,19 @@ def test_gradients_of_times_follow_their_closed_form(
     check_close(dt, wanted, rtol=1e-12, atol=1e-14)
 
 
+@either
 @every
-def test_the_first_output_is_y0_whatever_its_time(gradient: str) -> None:
+@pytest.mark.parametrize("wants", [True, False], ids=["t wants a gradient", "t wants none"])
+def test_the_first_output_is_y0_whatever_its_time(
+    wants: bool, gradient: str, coupling: str
+) -> None:
     """A loss on output 0 moves with y0 alone."""
-    t = T.clone().requires_grad_()
-    y0 = STATES[0].clone().requires_grad_()
-    y = odeint(Linear(A), y0, t, gradient=gradient)
-    dy0, dt = torch.autograd.grad(y[0].sum(), (y0, t))
-    assert torch.equal(dy0, torch.ones(3, dtype=FLOAT))
-    assert not dt.any()
+    t = T.clone().requires_grad_(wants)
+    y0 = STATES.clone().requires_grad_()
+    y = odeint(Linear(A), y0, t, solver=Solver(gradient=gradient, coupling=coupling))
+    dy0, *dt = torch.autograd.grad(y[0].sum(), (y0, t) if wants else (y0,))
+    assert torch.equal(dy0, torch.ones_like(y0))
+    assert not any(x.any() for x in dt)
 
 
 @every

@@ -57,15 +57,17 @@ def difference(trial: Trial, nodes: Tensor, solver: Solver, part: str, along: Te
 
 
 def directions(trial: Trial) -> list[tuple[str, Tensor]]:
-    """A random unit vector for each of y0, parameters and args, and every single time."""
+    """A random unit vector for y0, parameters and args, and every single time."""
     generator = torch.Generator().manual_seed(0)
     found = []
-    for part in ("y0", "params", "args"):
+    for part in trial.parts:
+        if part == "t":
+            found += [("t", unit) for unit in torch.eye(len(trial.problem.t), dtype=torch.float64)]
+            continue
         n = sum(x.numel() for x in trial.parts[part])
         vector = torch.randn(n, dtype=torch.float64, generator=generator)
         found.append((part, vector / vector.norm()))
-    n_times = len(trial.problem.t)
-    return found + [("t", unit) for unit in torch.eye(n_times, dtype=torch.float64)]
+    return found
 
 
 def check_against_differences(choices: Choices, solver: Solver) -> None:
