@@ -107,6 +107,17 @@ def with_normalised_weight() -> Case:
     return Case(lambda t, y: layer(y), tuple(layer.parameters()))
 
 
+def with_inner_solve() -> Case:
+    """f itself integrates, with a weight and a computed tensor."""
+    layer, w = nn.Linear(2, 2).double(), weight()
+    context = computed(w)
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return odeint(lambda s, z: layer(z) * context, y, [0.0, 0.3], rtol=RTOL, atol=RTOL)[-1]
+
+    return Case(f, (*layer.parameters(), w))
+
+
 def make_default(value: Tensor) -> Callable[..., Any]:
     """A function whose default argument holds the value."""
 
@@ -160,6 +171,7 @@ PLACES: dict[str, Callable[[Tensor, Tensor], Case]] = {
 FORMS: dict[str, Callable[[], Case]] = {
     "encoder and its output": lambda: with_encoder(Encoded()),
     "parametrized weight": with_normalised_weight,
+    "solve inside f": with_inner_solve,
     "module list": lambda: (lambda m: Case(lambda t, y: m[1](m[0](y)), tuple(m.parameters())))(
         nn.ModuleList([nn.Linear(2, 3).double(), nn.Linear(3, 2).double()])),
     "shared layer": lambda: (lambda m: Case(lambda t, y: m(m(y)), tuple(m.parameters())))(
