@@ -219,8 +219,11 @@ def resolve(problem: ODEProblem, solver: Solver, backend: Backend) -> Solver:
 
 
 def _first_accepted(problem: ODEProblem, backend: Backend, choices: list[Solver]) -> Solver:
-    """The first choice that the backend accepts; if none, the first, for `check` to report."""
-    return next((c for c in choices if not backend.refuse(problem, c)), choices[0])
+    """The first choice that the backend accepts; if none, the one with the fewest reasons.
+
+    So that `check` reports what the caller asked for, and not a choice that was ours.
+    """
+    return min(choices, key=lambda choice: len(backend.refuse(problem, choice)))
 
 
 def check(

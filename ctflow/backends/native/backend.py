@@ -7,6 +7,7 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ctflow.backends.captures import Captures, sequence_number
 from ctflow.backends.field import Field
@@ -83,6 +84,7 @@ class NativeBackend:
         tableau = self.tableau or METHODS[str(solver.method)]
         layout = Layout.of(problem.y0, per_sample=solver.coupling == "per_sample")
         field = Field(problem, layout)
+        _refuse_forward_mode(problem.t)
         times = _own_dtype(problem.t).expand(layout.batch, -1)
         plan = Integration(
             tableau,
@@ -106,6 +108,16 @@ class NativeBackend:
         unfinished.append(stats)
         y = layout.unpack(out)
         return Solution(problem.t, y, outcome.status, stats, outcome.stops, None, report)
+
+
+def _refuse_forward_mode(t: Tensor) -> None:
+    """Times have gradients in reverse mode; anything else would silently see constants."""
+    transformed = torch._C._functorch.is_functorch_wrapped_tensor(t) and t.requires_grad  # pyright: ignore
+    if transformed or forward_ad.unpack_dual(t).tangent is not None:
+        raise Unsupported(
+            "derivatives of `t` under torch.func transforms or in forward mode are not offered. "
+            "Use backward() or torch.autograd.grad, which give them for every time."
+        )
 
 
 class _Recomputing(Protocol):

@@ -105,7 +105,7 @@ class Adaptive:
         curved = _power(0.01 / steepest, 1 / (_error_order(tableau) + 1))
         h1 = torch.where(steepest <= 1e-15, flat, curved)
         h = torch.minimum(100 * h0, h1)
-        h = torch.where(torch.isfinite(h), h, h0).to(length.dtype)
+        h = torch.where(torch.isfinite(h) & (h > 0), h, h0).to(length.dtype)
         resolved = 64 * torch.finfo(length.dtype).eps * span.t0.abs()  # else time would not move
         return torch.minimum(torch.maximum(h, resolved), length), 1
 

@@ -1,0 +1,51 @@
+"""Forward mode and torch.func transforms are right, or refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ctflow import Unsupported, odeint
+from tests.checks import check_close
+
+# Torch itself scripts its forward-mode decompositions, and has deprecated scripting.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+
+Y0 = torch.tensor([1.0, 2.0], dtype=torch.float64)
+
+
+def _end(y: Tensor, t: Tensor, gradient: str = "direct") -> Tensor:
+    return odeint(lambda _, y: -y, y, t, gradient=gradient)[-1]  # pyright: ignore
+
+
+def _times() -> Tensor:
+    return torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+
+def test_the_jacobian_of_the_initial_state_is_right_in_both_modes() -> None:
+    """Through autograd's own graph every transform works."""
+    exact = torch.eye(2, dtype=torch.float64) * torch.exp(torch.tensor(-1.0).double())
+    for transform in (torch.func.jacfwd, torch.func.jacrev):
+        check_close(transform(lambda y: _end(y, _times()))(Y0), exact, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.jacrev])
+def test_transforms_of_times_are_refused(transform: object) -> None:
+    """The grid of steps is a constant to them: the derivative would be zero."""
+    with pytest.raises(Unsupported, match="forward mode"):
+        transform(lambda t: _end(Y0, t))(_times())  # type: ignore[operator]
+
+
+def test_a_tangent_on_times_is_refused() -> None:
+    """So are dual numbers without torch.func."""
+    with forward_ad.dual_level(), pytest.raises(Unsupported, match="forward mode"):
+        _end(Y0, forward_ad.make_dual(_times(), torch.ones(2, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("gradient", ["checkpointed", "adjoint"])
+def test_gradients_outside_the_graph_refuse_transforms(gradient: str) -> None:
+    """They name the gradient method that can."""
+    with pytest.raises(Unsupported, match="direct"):
+        torch.func.jacrev(lambda y: _end(y, _times(), gradient))(Y0)
