@@ -64,6 +64,7 @@ def test_time_may_run_down() -> None:
 
 def test_args_reach_f_as_they_are() -> None:
     """Tensors in containers, and values that are none."""
+
     def f(t: Tensor, y: Tensor, args: dict[str, Any]) -> Tensor:
         return -y * args["rate"][0] * args["n"] if args["on"] else y
 
@@ -113,6 +114,7 @@ def test_a_setting_that_cannot_be_honoured_is_refused(
     given: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     """Before f is called, with what to do."""
+
     def never(t: Tensor, y: Tensor) -> Tensor:
         raise AssertionError("f was called")
 

@@ -70,8 +70,9 @@ def test_step_times_lead_from_start_to_end_of_each_sample() -> None:
 
 def test_step_times_of_a_failed_sample_end_where_it_stood() -> None:
     """Although it waits in another sample's place afterwards."""
-    solution = solve(ODEProblem(blow_up, torch.tensor([[0.1], [2.0]], dtype=FLOAT), [0.0, 2.0],
-                                batched=True))
+    solution = solve(
+        ODEProblem(blow_up, torch.tensor([[0.1], [2.0]], dtype=FLOAT), [0.0, 2.0], batched=True)
+    )
     times = solution.stats.step_times[1]
     n = int(solution.stats.forward.n_accepted[1])
     assert solution.status.tolist() == [Status.OK, Status.STEP_TOO_SMALL]
@@ -81,8 +82,16 @@ def test_step_times_of_a_failed_sample_end_where_it_stood() -> None:
 def test_the_solver_that_was_resolved_is_recorded() -> None:
     """Nothing is left open."""
     used = solve(ODEProblem(decay, Y0, T)).stats.solver
-    wanted = {"backend": "native", "method": "dopri5", "rtol": 1e-7, "atol": 1e-9, "step": None,
-              "coupling": "shared", "gradient": "checkpointed", "max_steps": 10_000}
+    wanted = {
+        "backend": "native",
+        "method": "dopri5",
+        "rtol": 1e-7,
+        "atol": 1e-9,
+        "step": None,
+        "coupling": "shared",
+        "gradient": "checkpointed",
+        "max_steps": 10_000,
+    }
     assert {name: getattr(used, name) for name in wanted} == wanted
 
 

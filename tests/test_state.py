@@ -57,8 +57,8 @@ def test_any_structure_is_integrated(y: Any, coupling: str) -> None:  # noqa: AN
 
 
 @pytest.mark.parametrize(
-    ("leaf", "shape"), [(torch.ones(5), [5]), (torch.ones(5, 2), [5, 1]),
-                        (torch.ones(5, 3, 8, 8), [5, 1, 1, 1])],
+    ("leaf", "shape"),
+    [(torch.ones(5), [5]), (torch.ones(5, 2), [5, 1]), (torch.ones(5, 3, 8, 8), [5, 1, 1, 1])],
 )
 def test_time_expands_to_any_leaf(leaf: torch.Tensor, shape: list[int]) -> None:
     """[B, 1] becomes [B, 1, ..., 1] of the leaf's rank; 0-dim stays as it is."""

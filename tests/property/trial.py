@@ -232,6 +232,7 @@ def reference_second(choices: Choices) -> tuple[Tensor, ...]:
         with torch.no_grad():
             for x, v in zip(other.inputs, along, strict=True):
                 x += k * step * v
-        total = [a + weight / step * g for a, g in
-                 zip(total, gradient_of(other, solver), strict=True)]
+        total = [
+            a + weight / step * g for a, g in zip(total, gradient_of(other, solver), strict=True)
+        ]
     return tuple(total)

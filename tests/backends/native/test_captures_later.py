@@ -155,8 +155,9 @@ def test_the_gradient_reaches_a_context_made_in_another_thread(gradient: str) ->
     thread = threading.Thread(target=lambda: solved.append(end(field, gradient)))
     thread.start()
     thread.join()
-    wanted = torch.autograd.grad((Y0 * torch.exp(field.value)).sum(), encoder.weight,
-                                 retain_graph=True)
+    wanted = torch.autograd.grad(
+        (Y0 * torch.exp(field.value)).sum(), encoder.weight, retain_graph=True
+    )
     check_relative(torch.autograd.grad(solved[0].sum(), encoder.weight), wanted, rtol=10 * RTOL)
 
 

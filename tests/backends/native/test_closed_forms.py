@@ -130,8 +130,9 @@ def test_second_derivatives_of_a_nonlinear_field_are_right_under_direct() -> Non
         at = torch.cat([torch.tensor([0.4, -0.3], dtype=FLOAT), T])
         return hessian(lambda x: loss(states(x[:2], x[2:])), at)
 
-    found = of(lambda y0, t: odeint(limit_cycle.f, y0, t, gradient="direct", rtol=1e-11,
-                                    atol=1e-12))
+    found = of(
+        lambda y0, t: odeint(limit_cycle.f, y0, t, gradient="direct", rtol=1e-11, atol=1e-12)
+    )
     exact = of(lambda y0, t: limit_cycle.exact(t, t[0], y0))
     check_relative(found, exact, rtol=1e-8)
 

@@ -130,8 +130,9 @@ def test_fixed_steps_are_counted_from_the_start(step: float) -> None:
 def test_a_custom_control_replaces_the_settings() -> None:
     """Steps of 1/4 are taken although tolerances are set."""
     solver = Solver(NativeBackend(control=Fixed(0.25)), rtol=1e-12, atol=1e-12)
-    assert solve(ODEProblem(decay, torch.ones(1, dtype=FLOAT), [0.0, 1.0]),
-                 solver).stats.forward.n_steps.tolist() == [4]
+    assert solve(
+        ODEProblem(decay, torch.ones(1, dtype=FLOAT), [0.0, 1.0]), solver
+    ).stats.forward.n_steps.tolist() == [4]
 
 
 @pytest.mark.parametrize("nodes", [torch.zeros(2, 2), torch.tensor([0.0, math.nan])])

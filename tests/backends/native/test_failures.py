@@ -110,7 +110,11 @@ def test_one_sample_is_named_among_many() -> None:
     solution = caught.value.solution
     assert isinstance(solution, Solution)
     assert [Status(s).name for s in solution.status.tolist()] == [
-        "OK", "STEP_TOO_SMALL", "OK", "STEP_TOO_SMALL"]
+        "OK",
+        "STEP_TOO_SMALL",
+        "OK",
+        "STEP_TOO_SMALL",
+    ]
     assert {stop.sample: round(stop.t, 4) for stop in solution.stops} == {1: 1.0, 3: 0.6667}
 
 

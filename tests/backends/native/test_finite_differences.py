@@ -37,8 +37,10 @@ def difference(trial: Trial, nodes: Tensor, solver: Solver, part: str, along: Te
     """Derivative of the loss when one part of the inputs moves along a vector."""
     tensors = trial.parts[part]
     base = [x.detach().clone() for x in tensors]
-    moves = [a.reshape(x.shape) for a, x in zip(along.split([x.numel() for x in base]), base,
-                                                strict=True)]
+    moves = [
+        a.reshape(x.shape)
+        for a, x in zip(along.split([x.numel() for x in base]), base, strict=True)
+    ]
     total = torch.zeros(())
     for k, weight in FORMULA.items():
         moved = [x + k * STEP * move for x, move in zip(base, moves, strict=True)]

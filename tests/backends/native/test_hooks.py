@@ -144,6 +144,10 @@ def test_any_single_input_may_be_the_only_one_that_wants_a_gradient(
     (found,) = torch.autograd.grad(y.sum(), leaf)
     growth = torch.exp(w.detach())
     slope = w.detach() * Y0 * growth
-    exact = {"y0": growth, "t": torch.stack([-slope.sum(), slope.sum()]), "w": Y0 * growth,
-             "args": (growth - 1) / w.detach()}[wants]
+    exact = {
+        "y0": growth,
+        "t": torch.stack([-slope.sum(), slope.sum()]),
+        "w": Y0 * growth,
+        "args": (growth - 1) / w.detach(),
+    }[wants]
     check_relative(found, exact, rtol=10 * RTOL)

@@ -78,8 +78,14 @@ def test_a_step_that_overshoots_is_cut() -> None:
 
 @pytest.mark.parametrize(
     ("method", "per_step", "extra"),
-    [("euler", 1, 0), ("midpoint", 2, 0), ("rk4", 4, 0), ("bosh3", 3, 1), ("dopri5", 6, 1),
-     ("tsit5", 6, 1)],
+    [
+        ("euler", 1, 0),
+        ("midpoint", 2, 0),
+        ("rk4", 4, 0),
+        ("bosh3", 3, 1),
+        ("dopri5", 6, 1),
+        ("tsit5", 6, 1),
+    ],
 )
 def test_evaluations_are_counted_as_they_are_made(method: str, per_step: int, extra: int) -> None:
     """A first-same-as-last method evaluates one stage less, after one evaluation at the start."""
@@ -143,6 +149,7 @@ def test_a_step_below_the_resolution_of_time_is_given_up() -> None:
 
 def test_a_sample_that_cannot_start_costs_its_neighbour_nothing() -> None:
     """Where f is infinite at the start, the sample takes no step and the other its two."""
+
     def field(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return torch.where(torch.tensor([[True], [False]]) & (t == 0).unsqueeze(1), math.inf, 1.0)
 

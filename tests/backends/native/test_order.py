@@ -59,8 +59,10 @@ def test_the_interpolant_converges_one_order_above_its_own_in_one_step(
 ) -> None:
     """Inside one step of size h its local error falls as h^(order + 1)."""
     times = [at(0.2 + fraction * h) for h in SMALL]
-    inside = [evaluate(METHODS[method], one_step(method, h), torch.tensor([0]), t)
-              for h, t in zip(SMALL, times, strict=True)]
+    inside = [
+        evaluate(METHODS[method], one_step(method, h), torch.tensor([0]), t)
+        for h, t in zip(SMALL, times, strict=True)
+    ]
     exact = [limit_cycle.exact(t, at(0.2), Y0) for t in times]
     errors = [float((y - wanted).norm()) for y, wanted in zip(inside, exact, strict=True)]
     assert slope(SMALL, errors) == pytest.approx(order + 1, abs=0.3)

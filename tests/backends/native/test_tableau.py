@@ -69,15 +69,18 @@ def test_the_interpolant_meets_both_ends(tableau: Tableau) -> None:
     assert tableau.weights(1.0) == pytest.approx(tableau.b, abs=1e-14)
 
 
-@pytest.mark.parametrize(("name", "order"), [("midpoint", 2), ("rk4", 3), ("bosh3", 3),
-                                             ("dopri5", 4), ("tsit5", 4)])
+@pytest.mark.parametrize(
+    ("name", "order"), [("midpoint", 2), ("rk4", 3), ("bosh3", 3), ("dopri5", 4), ("tsit5", 4)]
+)
 @pytest.mark.parametrize("s", [0.25, 0.5, 0.9])
 def test_the_interpolant_satisfies_its_order_conditions(name: str, order: int, s: float) -> None:
     """Sum w_i(s) c_i^(q-1) = s^q / q for q up to its order (Hairer I, II.6, eq. 6.13)."""
     tableau = METHODS[name]
     w, c = tableau.weights(s), tableau.c
-    found = [math.fsum(wi * ci ** (q - 1) for wi, ci in zip(w, c, strict=True))
-             for q in range(1, order + 1)]
+    found = [
+        math.fsum(wi * ci ** (q - 1) for wi, ci in zip(w, c, strict=True))
+        for q in range(1, order + 1)
+    ]
     assert found == pytest.approx([s**q / q for q in range(1, order + 1)], abs=1e-13)
 
 
