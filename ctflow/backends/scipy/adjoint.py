@@ -19,9 +19,10 @@ from ctflow.backends.scipy.slope import Array, StateSlope, array, jacobian, prod
 from ctflow.errors import SolveFailed
 from ctflow.solution import GradientReport, Stats, Status
 
-__all__ = ["Job", "Norm", "attach"]
+__all__ = ["NORMS", "Job", "Norm", "attach"]
 
 Norm: TypeAlias = Literal["blocks", "whole"]
+NORMS: tuple[Norm, ...] = ("blocks", "whole")
 
 _FAR = 10.0  # a rebuilt state this many times larger than any of the forward pass is lost
 

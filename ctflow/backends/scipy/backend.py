@@ -10,15 +10,16 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ctflow.backends.captures import Captures, sequence_number
+from ctflow.backends.captures import Autocast, Captures, sequence_number
 from ctflow.backends.field import Field
 from ctflow.backends.protocol import Feature, Solver, resolved
 from ctflow.backends.scipy import adjoint
-from ctflow.backends.scipy.adjoint import Norm
+from ctflow.backends.scipy.adjoint import NORMS, Norm
 from ctflow.backends.scipy.forward import Forward
 from ctflow.backends.scipy.integrators import METHODS
 from ctflow.backends.scipy.slope import array
 from ctflow.backends.times import shift
+from ctflow.errors import InvalidProblem
 from ctflow.problem import ODEProblem
 from ctflow.solution import GradientReport, Solution, Stats
 from ctflow.state import Layout, leaves_of
@@ -59,6 +60,9 @@ class ScipyBackend:
             many parameters the error of [y, a] may then be sqrt((2 N + P) / (2 N)) times larger,
             in fewer steps.
 
+    Raises:
+        InvalidProblem: For another `norm`.
+
     Example:
         >>> import torch
         >>> from ctflow import Solver, odeint
@@ -69,6 +73,14 @@ class ScipyBackend:
     """
 
     norm: Norm = "blocks"
+
+    def __post_init__(self) -> None:
+        """Refuse another norm."""
+        if self.norm not in NORMS:
+            raise InvalidProblem(
+                f"`norm` must be one of {', '.join(map(repr, NORMS))}, got {self.norm!r}. "
+                "'whole' is that of the paper's software."
+            )
 
     @property
     def name(self) -> str:
@@ -119,7 +131,8 @@ class ScipyBackend:
         y0, times = layout.pack(problem.y0), problem.t
         times = times if times.device.type == "mps" else times.double()
         forward = Forward(problem, Field(problem, layout), solver, array(times))
-        out, unfinished = _run(problem, forward, self.norm, report, y0, times)
+        with Autocast.now(layout.device.type).again():  # a cached cast has a history of its own
+            out, unfinished = _run(problem, forward, self.norm, report, y0, times)
         stats = Stats(resolved(solver, self), forward.counts(), None, forward.trace())
         unfinished.append(stats)
         status = torch.tensor([int(forward.status)])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
+from threading import local
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ctflow.backends.scipy.library import SOLVERS, ode
 from ctflow.backends.scipy.slope import Array, Guarded
+from ctflow.errors import Unsupported
 
 __all__ = ["METHODS", "Integrator", "Method", "Task", "begin"]
 
@@ -105,6 +108,38 @@ def begin(task: Task) -> Integrator:
     return _Vode(task) if task.method == "adams" else _Stepwise(task)
 
 
+class _Running(local):
+    """Methods whose C code is at work in this thread."""
+
+    def __init__(self) -> None:
+        self.methods: set[str] = set()
+
+
+_running = _Running()
+
+
+@contextmanager
+def _alone(method: str) -> Generator[None]:
+    """Refuse a step of LSODA within one of LSODA, and of VODE within one of VODE.
+
+    Their C code keeps the function that it calls in one place for each thread, so that a solve
+    inside `f` would put its own there, and leave none (measured with SciPy 1.17.1).
+
+    Raises:
+        Unsupported: If there is one.
+    """
+    if method in _running.methods:
+        raise Unsupported(
+            f"a solve with method={method!r} cannot stand inside the `f` of another: SciPy's code "
+            "for it is not reentrant. Use another method for one of the two."
+        )
+    _running.methods.add(method)
+    try:
+        yield
+    finally:
+        _running.methods.discard(method)
+
+
 class _Stepwise:
     """A class of `scipy.integrate` with `step` and `dense_output`."""
 
@@ -120,6 +155,7 @@ class _Stepwise:
             settings["first_step"] = min(task.first, abs(task.t1 - task.t0))
         self._count = _Count(task.slope)
         self._stages = method.stages
+        self._alone = (lambda: _alone("lsoda")) if task.method == "lsoda" else nullcontext
         self._solver = SOLVERS[task.method](
             self._count, task.t0, task.z0.copy(), task.t1, **settings
         )
@@ -130,7 +166,8 @@ class _Stepwise:
     def step(self) -> bool:
         """Take one step."""
         before = self._count.n
-        self._solver.step()
+        with self._alone():
+            self._solver.step()
         taken = self._count.n - before
         self.n_attempts += max(1, -(-taken // self._stages)) if self._stages else 1
         if self._solver.status == "failed":
@@ -195,9 +232,10 @@ class _Vode:
 
     def step(self) -> bool:
         """Take one step."""
-        z, t = self._vode.run(
-            self._solver.f, lambda: None, self._solver._y, self.t, self._t1, (), ()
-        )
+        with _alone("adams"):
+            z, t = self._vode.run(
+                self._solver.f, lambda: None, self._solver._y, self.t, self._t1, (), ()
+            )
         self._solver._y = z
         if self._vode.istate < 0:
             return False

@@ -8,6 +8,7 @@ from typing import Any
 from ctflow.errors import BackendUnavailable
 
 try:
+    import scipy
     from scipy import integrate
 except ImportError as error:
     raise BackendUnavailable(
@@ -16,6 +17,14 @@ except ImportError as error:
     ) from error
 
 __all__ = ["SOLVERS", "ode"]
+
+_OLDEST = (1, 17)  # before, LSODA and VODE were Fortran: they print, and serve one solve at a time
+
+if tuple(int(part) for part in scipy.__version__.split(".")[:2]) < _OLDEST:
+    raise BackendUnavailable(
+        f"backend 'scipy' needs SciPy 1.17 or newer, got {scipy.__version__}. "
+        "Run `pip install -U scipy`."
+    )
 
 SOLVERS: dict[str, Callable[..., Any]] = {
     "dopri5": integrate.RK45,
