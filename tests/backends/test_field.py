@@ -117,8 +117,9 @@ def test_a_field_that_differentiates_needs_enable_grad(gradient: str) -> None:
         odeint(f, Y0, TIMES, gradient=gradient)
     y0 = Y0.clone().requires_grad_()
     y = odeint(careful, y0, TIMES, gradient=gradient)[-1]
-    check_relative(torch.autograd.grad(y.sum(), y0)[0], torch.full((2,), torch.e**-1, dtype=FLOAT),
-                   rtol=1e-6)
+    check_relative(
+        torch.autograd.grad(y.sum(), y0)[0], torch.full((2,), torch.e**-1, dtype=FLOAT), rtol=1e-6
+    )
 
 
 @every

@@ -46,8 +46,11 @@ class Stub:
 
 @pytest.mark.parametrize(
     ("offered", "chosen"),
-    [(("checkpointed", "direct", "adjoint"), "checkpointed"), (("direct", "adjoint"), "direct"),
-     (("adjoint",), "adjoint")],
+    [
+        (("checkpointed", "direct", "adjoint"), "checkpointed"),
+        (("direct", "adjoint"), "direct"),
+        (("adjoint",), "adjoint"),
+    ],
 )
 def test_the_gradient_is_the_first_that_is_offered(
     offered: tuple[Gradient, ...], chosen: str
@@ -85,8 +88,11 @@ def test_a_refusal_names_every_reason_and_who_can() -> None:
     stub = Stub(gradients=("direct",), couplings=("shared",))
     solver = Solver(backend=stub, gradient="adjoint", coupling="per_sample")
     full = resolve(PROBLEM, solver, stub)
-    with pytest.raises(Unsupported, match=r"'stub' cannot do this: no adjoint; no per_sample\. "
-                                          r"Can do it: .*backend='native'"):
+    with pytest.raises(
+        Unsupported,
+        match=r"'stub' cannot do this: no adjoint; no per_sample\. "
+        r"Can do it: .*backend='native'",
+    ):
         check(PROBLEM, full, stub, [get("native")])
     with pytest.raises(Unsupported, match=r"Can do it: backend='native'"):
         solve(PROBLEM, solver)

@@ -90,8 +90,11 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
         get("natvie")
 
 
-@pytest.mark.parametrize("text", ["", "raise RuntimeError('broken on purpose')", "import nothing_",
-                                  "1 +"], ids=["no attribute", "raises", "imports", "syntax"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "raise RuntimeError('broken on purpose')", "import nothing_", "1 +"],
+    ids=["no attribute", "raises", "imports", "syntax"],
+)
 def test_a_broken_plug_in_breaks_nothing_else(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
