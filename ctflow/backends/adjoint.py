@@ -290,8 +290,9 @@ def conclude(
     if quadrature_error > _QUADRATURE:
         messages.append(
             "the adjoint's parameter gradient is in doubt: the error estimate of its quadrature is "
-            f"{quadrature_error:.2g} times the tolerance, and the seminorm left it out of the step "
-            "decision. Use Tolerances(norm='full'), or gradient='checkpointed'."
+            f"{quadrature_error:.2g} times the tolerance: the seminorm left it out of the step "
+            "decision, or `f` has too many kinks. Use Tolerances(norm='full'), or "
+            "gradient='checkpointed'."
         )
     report.fill(drift, error, quadrature_error, tuple(messages))
     for message in messages:
