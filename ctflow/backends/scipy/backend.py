@@ -15,7 +15,7 @@ from ctflow.backends.field import Field
 from ctflow.backends.protocol import Feature, Solver, resolved
 from ctflow.backends.scipy import adjoint
 from ctflow.backends.scipy.adjoint import NORMS, Norm
-from ctflow.backends.scipy.forward import Forward
+from ctflow.backends.scipy.forward import Forward, refuse_transforms
 from ctflow.backends.scipy.integrators import METHODS
 from ctflow.backends.scipy.slope import array
 from ctflow.backends.times import shift
@@ -127,6 +127,7 @@ class ScipyBackend:
         layout = Layout.of(problem.y0, per_sample=False)
         if layout.device.type != "cpu":
             _warn_of_copies(layout.device.type)
+        refuse_transforms(problem.t)
         report = GradientReport()
         y0, times = layout.pack(problem.y0), problem.t
         times = times if times.device.type == "mps" else times.double()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ctflow.backends.captures import Captures, pull
 from ctflow.backends.field import Field
@@ -12,11 +13,11 @@ from ctflow.backends.protocol import Solver
 from ctflow.backends.scipy.course import Plan, Stopped, Tally, follow
 from ctflow.backends.scipy.integrators import METHODS, Integrator
 from ctflow.backends.scipy.slope import Array, StateSlope, array, tensor, time
-from ctflow.errors import InvalidProblem
+from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, Status, Stop
 
-__all__ = ["Forward"]
+__all__ = ["Forward", "refuse_transforms"]
 
 
 class Forward:
@@ -61,9 +62,11 @@ class Forward:
         Returns:
             A leaf with the values of y0, and f there, [1, N], with its graph if autograd is on.
         """
+        refuse_transforms(y0)
         leaf = y0.detach().requires_grad_()
         self._slope.n_f_evals += 1
         dy = self.field(time(float(self._times[0]), self.field.layout), leaf)
+        refuse_transforms(dy)
         self._value = array(dy[0])
         if torch.is_grad_enabled():
             way = (
@@ -125,6 +128,20 @@ class Forward:
     def trace(self) -> tuple[Tensor, ...]:
         """Ends of the accepted steps, the start first, [1] each."""
         return tuple(torch.tensor([t], dtype=torch.float64) for t in self._trace)
+
+
+def refuse_transforms(x: Tensor) -> None:
+    """Refuse a tensor whose derivative NumPy would silently take for zero.
+
+    Raises:
+        Unsupported: If it is a dual number of forward mode, or wrapped by torch.func.
+    """
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
+    if wrapped or forward_ad.unpack_dual(x).tangent is not None:
+        raise Unsupported(
+            "backend 'scipy' works in NumPy, where neither torch.func transforms nor forward mode "
+            "can follow. Use backward() or torch.autograd.grad, or backend='native'."
+        )
 
 
 class _Outputs:

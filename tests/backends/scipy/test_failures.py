@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ctflow import ODEProblem, Solution, SolveFailed, Status, Unsupported, odeint, solve
 from tests.backends.scipy.cases import METHODS, ONE, scipy
@@ -109,3 +110,21 @@ def test_a_solve_inside_f_by_the_same_method_is_refused(method: str) -> None:
     exact = torch.exp(-torch.exp(torch.tensor(-1.0, dtype=FLOAT)))
     for inner in ("dopri5", "lsoda" if method == "adams" else "adams"):
         check_close(nested(inner), exact * ONE, rtol=1e-5)
+
+
+# Torch itself scripts its forward-mode decompositions, and has deprecated scripting.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+@pytest.mark.parametrize("moved", ["y0", "t", "rate"])
+def test_forward_mode_and_transforms_are_refused(moved: str) -> None:
+    """NumPy would take every tangent for zero."""
+
+    def end(x: Tensor) -> Tensor:
+        inputs = {"y0": ONE, "t": torch.tensor([0.0, 1.0]).double(), "rate": 0.5 * ONE}
+        inputs[moved] = inputs[moved] * x
+        rate = inputs["rate"]
+        return odeint(lambda t, y: -rate * y, inputs["y0"], inputs["t"], backend="scipy")[-1]
+
+    with pytest.raises(Unsupported, match="forward mode"), forward_ad.dual_level():
+        end(forward_ad.make_dual(ONE, ONE))
+    with pytest.raises(Unsupported, match=r"torch\.func"):
+        torch.func.jvp(end, (ONE,), (ONE,))
