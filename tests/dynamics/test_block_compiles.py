@@ -81,3 +81,19 @@ def test_a_compiled_field_is_a_field() -> None:
     for _ in range(3):
         check_close(compiled(x), ODEBlock(field)(x), rtol=1e-12)
     assert len(graphs) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_the_default_compiler_changes_nothing() -> None:
+    """With real generated code around the layer, gradients included."""
+    torch.manual_seed(0)
+    model = Model(Solver(rtol=1e-8, atol=1e-10)).double()
+    compiled = torch.compile(model)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    check_close(compiled(x), model(x), rtol=1e-9)
+    wanted = torch.autograd.grad(model(x).sum(), list(model.parameters()))
+    found = torch.autograd.grad(compiled(x).sum(), list(model.parameters()))
+    for value, expected in zip(found, wanted, strict=True):
+        check_close(value, expected, rtol=1e-7, atol=1e-9)
