@@ -52,7 +52,7 @@ class Config:
     channels: int = 24
     epochs: int = 24
     batch: int = 64
-    learning_rate: float = 6e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 1e-2
     smoothing: float = 0.05  # of the labels
     tolerance: float = 1e-3  # rtol and atol in training: the paper's
