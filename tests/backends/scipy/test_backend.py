@@ -39,10 +39,10 @@ def test_what_it_cannot_honour_it_refuses_by_name(settings: dict[str, Any], word
 
 
 def test_times_of_each_sample_are_refused() -> None:
-    """Whatever the coupling."""
+    """With the name of who can."""
     problem = ODEProblem(decay, torch.ones(2), torch.tensor([[0.0, 1.0], [0.0, 2.0]]))
-    with pytest.raises(Unsupported, match="one grid"):
-        solve(problem, Solver("scipy"))
+    with pytest.raises(Unsupported, match=r"one grid for all.*backend='native'"):
+        solve(problem, Solver("scipy", coupling="per_sample", gradient="adjoint"))
 
 
 @pytest.mark.parametrize("method", NEWTON)
