@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
 from ctflow import InvalidProblem, ODEProblem, Solution, Solver, Unsupported, solve
-from ctflow.backends.protocol import Coupling, Gradient
+from ctflow.backends.protocol import Coupling, Feature, Gradient
 from ctflow.backends.registry import available, get
 from tests.checks import check, check_close, check_relative
 
@@ -29,7 +30,7 @@ def _choices() -> list[tuple[str, str, str, bool]]:
         (name, gradient, coupling, in_norm)
         for name, gradient, coupling, in_norm in everything
         if not get(name).refuse(problem, Solver(name, gradient=gradient, coupling=coupling))
-        and (in_norm or name == "native")
+        and (in_norm or Feature.UNCONTROLLED in get(name).features)
     ]
 
 
@@ -123,11 +124,26 @@ def test_a_cost_that_does_not_fit_is_refused(cost: Callable[..., Tensor], word: 
         solve(problem, Solver(coupling="per_sample"))
 
 
+@dataclass(frozen=True)
+class _NormOfAll:
+    """A backend that knows nothing of parts outside its norm."""
+
+    name: str = "norm of all"
+    features: frozenset[Feature] = frozenset({Feature.ADAPTIVE, Feature.DIRECT})
+
+    def refuse(self, problem: ODEProblem, solver: Solver) -> list[str]:
+        """Nothing of its own."""
+        return []
+
+    def solve(self, problem: ODEProblem, solver: Solver) -> Solution:
+        """It must not come to this."""
+        raise RuntimeError(problem, solver)
+
+
 def test_a_backend_that_cannot_leave_the_cost_out_says_so() -> None:
-    """torchdiffeq's norm is not ours to change here."""
-    pytest.importorskip("torchdiffeq")
+    """A feature that it does not name is refused for it, and one that has it is named."""
     problem = ODEProblem(
         lambda t, y: -y, torch.ones(2), [0.0, 1.0], running_cost=lambda t, y: y, cost_in_norm=False
     )
     with pytest.raises(Unsupported, match="backend='native'"):
-        solve(problem, "torchdiffeq")
+        solve(problem, Solver(backend=_NormOfAll()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ctflow.backends.captures import Captures, sequence_number
+from ctflow.backends.captures import Autocast, Captures, sequence_number
 from ctflow.backends.field import Field
 from ctflow.backends.native.control import Adaptive, Control, Fixed
 from ctflow.backends.native.gradients import adjoint, checkpointed, direct
@@ -99,9 +100,13 @@ class NativeBackend:
         report = GradientReport(None if by_adjoint else "this gradient is that of the steps taken")
         differentiate = _Adjoint(solver, report) if by_adjoint else checkpointed.run
         direct_only = solver.gradient == "direct"
-        out, outcome, unfinished = _run(
-            problem, plan, field, y0, times, None if direct_only else differentiate, solver
-        )
+        autocast = Autocast.now(layout.device.type)
+        # A cast of a parameter that an earlier solve left in autocast's cache would look captured.
+        again = nullcontext() if direct_only or not autocast.enabled else autocast.again()
+        with again:
+            out, outcome, unfinished = _run(
+                problem, plan, field, y0, times, None if direct_only else differentiate, solver
+            )
         backward = Counts.zeros(layout.batch) if direct_only else None
         settings = resolved(replace(solver, method=tableau.name), self)
         stats = Stats(settings, outcome.counts, backward, outcome.trace)

@@ -258,3 +258,22 @@ def test_a_second_backward_pass_gives_the_same(gradient: str) -> None:
     first = torch.autograd.grad(y.square().sum(), wanted, retain_graph=True)
     second = torch.autograd.grad(y.square().sum(), wanted)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("gradient", ["checkpointed", "adjoint"])
+def test_two_solves_in_one_autocast_block_both_have_their_gradients(gradient: str) -> None:
+    """The casts that autocast keeps from the first are no captured tensors of the second."""
+    layer = torch.nn.Linear(3, 3)
+    y0 = torch.linspace(-1, 1, 6).reshape(2, 3)
+
+    def ends() -> list[Tensor]:
+        return [
+            odeint(lambda _, y: torch.tanh(layer(y)), y0, [0.0, 1.0], rtol=1e-2, gradient=gradient)
+            for _ in range(2)
+        ]
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        first, second = ends()
+    one = torch.autograd.grad(first.sum(), layer.weight)
+    two = torch.autograd.grad(second.sum(), layer.weight)
+    check_relative(two, one, rtol=1e-6)
