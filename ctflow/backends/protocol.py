@@ -211,8 +211,10 @@ def resolve(problem: ODEProblem, solver: Solver, backend: Backend) -> Solver:
         atol=atol if solver.atol is None and adaptive else solver.atol,
     )
     if full.coupling is None:
-        preferred = _COUPLINGS if problem.batched or problem.t.dim() == 2 else ("shared",)
-        full = _first_accepted(problem, backend, [replace(full, coupling=c) for c in preferred])
+        choices = _COUPLINGS if problem.batched else ("shared",)
+        if problem.t.dim() == 2:
+            choices = ("per_sample",)  # nothing else can follow times of each sample
+        full = _first_accepted(problem, backend, [replace(full, coupling=c) for c in choices])
     if full.gradient is None:
         full = _first_accepted(problem, backend, [replace(full, gradient=g) for g in _GRADIENTS])
     return full
