@@ -79,15 +79,17 @@ def test_the_start_time_obeys_algorithm_two(choices: Choices, coupling: str) -> 
     check_close(found[-1][0], torch.as_tensor(wanted).detach(), rtol=1e-8, atol=1e-8)
 
 
-def right_or_warned(found: Tensor, wanted: Tensor, steps: Tensor, n_warnings: int) -> None:
-    """Raise if a gradient is off by more than 1e-3 without a warning.
+def right_or_warned(
+    found: Tensor, wanted: Tensor, steps: Tensor, n_warnings: int, limit: float
+) -> None:
+    """Raise if a gradient is off by more than a limit without a warning.
 
     Off is what lies away both from the true gradient and from that of the steps taken at this
     tolerance: what the forward pass lost is nothing that the adjoint could know.
     """
     if n_warnings == 0:
         off = min(drift.distance(found, wanted), drift.distance(found, steps))
-        if not off < 1e-3:
+        if not off < limit:
             raise AssertionError(f"relative error {off:.1e} without a warning")
 
 
@@ -105,7 +107,7 @@ def test_beyond_five_lifetimes_it_is_right_or_warns(
         found = gradient_of(trial, solver)
     steps = gradient_of(trial, replace(solver, gradient="checkpointed"))
     parts = (torch.cat([x.reshape(-1) for x in g]) for g in (found, reference(choices), steps))
-    right_or_warned(*parts, len(caught))
+    right_or_warned(*parts, len(caught), 1e-3)
 
 
 @settings(max_examples=12)
@@ -118,10 +120,14 @@ def test_beyond_five_lifetimes_it_is_right_or_warns(
 def test_on_hard_problems_it_is_right_or_warns(
     name: str, share: float, tol: float, seed: int
 ) -> None:
-    """Stable, oscillating, chaotic and stiffening ones, over any time."""
+    """Stable, oscillating, chaotic and stiffening ones, over any time; right is 1e-2 here.
+
+    The threshold of the warning lies between 1e-3 and 1e-2, and on such problems errors do too.
+    """
     problem = drift.PROBLEMS[name]
     horizon = share * problem.longest
     solvers = [Solver(gradient="adjoint", rtol=tol, atol=tol),
                Solver(rtol=1e-10, atol=1e-10), Solver(rtol=tol, atol=tol)]  # fmt: skip
     results = [drift.gradient_of(problem, horizon, solver, seed) for solver in solvers]
-    right_or_warned(*(g for g, _ in results), len(results[0][1].gradient_report.messages))
+    n_warnings = len(results[0][1].gradient_report.messages)
+    right_or_warned(*(g for g, _ in results), n_warnings, drift.WRONG)
