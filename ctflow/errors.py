@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "BackendUnavailable",
+    "CheckFailed",
     "CtflowError",
     "GradientWarning",
     "InvalidProblem",
@@ -39,6 +40,18 @@ class SolveFailed(CtflowError, RuntimeError):
     def __init__(self, message: str, solution: object = None) -> None:
         super().__init__(message)
         self.solution = solution
+
+
+class CheckFailed(CtflowError, AssertionError):
+    """A check of `ctflow.testing` found a fault; an AssertionError, so that test runners show it.
+
+    Args:
+        report: What was checked and found; its text is the message.
+    """
+
+    def __init__(self, report: object) -> None:
+        super().__init__(str(report))
+        self.report = report
 
 
 class GradientWarning(UserWarning):
