@@ -1,0 +1,254 @@
+"""`check_dynamics`: is my vector field sane?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ctflow.api import solve
+from ctflow.backends import registry
+from ctflow.backends.protocol import Solver
+from ctflow.errors import BackendUnavailable, CtflowError
+from ctflow.problem import ODEProblem
+from ctflow.state import State, leaves_of
+from ctflow.testing import notes
+from ctflow.testing.derivatives import reach
+from ctflow.testing.examples import Box, Case, shrink
+from ctflow.testing.laws import Law
+from ctflow.testing.properties import PROPERTIES, Property
+from ctflow.testing.report import Finding, Report
+from ctflow.testing.subject import Subject
+
+__all__ = ["check_dynamics", "inspect_dynamics"]
+
+
+def check_dynamics(
+    f: Callable[..., Any],
+    states: State,
+    times: Sequence[float] = (0.0, 1.0),
+    *,
+    args: Any = None,  # noqa: ANN401 - handed to f as it is
+    laws: Iterable[Law] = (),
+    box: tuple[float, float] = (-2.0, 2.0),
+    batched: bool | None = None,
+    compiled: bool = True,
+    examples: int = 10,
+    seed: int = 0,
+) -> Report:
+    """Raise unless a vector field is what solvers and gradients need it to be.
+
+    Looked at: structure, shapes, dtype and device; inputs left alone; results not overwritten;
+    two calls agree; no hidden state; a sample alone equals it in its batch; scalar and broadcast
+    times agree; no_grad; torch.func; finite values and derivatives; vector-Jacobian products
+    against finite differences; every tensor that wants a gradient is reached; the compiled backend
+    can trace it. For information: behaviour outside the interval, kinks, stiffness.
+
+    Args:
+        f: `f(t, y)`, or `f(t, y, args)` where `args` is given.
+        states: One state. Examples have its structure, shapes, dtype and device; it is the first.
+        times: Start and end of the interval on which `f` will be solved.
+        args: Third argument of `f`.
+        laws: What the field is declared to obey, for example `Conserves(energy)`.
+        box: Range of the values of the examples.
+        batched: Whether dimension 0 is a batch of independent samples. None: it is where every
+            leaf has two dimensions or more and the same first one.
+        compiled: Whether to ask the compiled backend, where that is installed.
+        examples: How many places to look at.
+        seed: Seed of the examples.
+
+    Returns:
+        The report, where nothing failed.
+
+    Raises:
+        CheckFailed: If a property failed: its name, the smallest example, the usual cause.
+
+    Cost:
+        About 40 evaluations for each example, and one solve; with `compiled`, one compilation.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())
+        >>> try:
+        ...     check_dynamics(lambda t, y: net(y), torch.zeros(4, 2), compiled=False)
+        ... except AssertionError as error:
+        ...     print(error.report.failed)
+        ('repeatable', 'stateless')
+    """
+    return inspect_dynamics(
+        f,
+        states,
+        times,
+        args=args,
+        laws=laws,
+        box=box,
+        batched=batched,
+        compiled=compiled,
+        examples=examples,
+        seed=seed,
+    ).raise_if_failed()
+
+
+def inspect_dynamics(
+    f: Callable[..., Any],
+    states: State,
+    times: Sequence[float] = (0.0, 1.0),
+    *,
+    args: Any = None,  # noqa: ANN401 - handed to f as it is
+    laws: Iterable[Law] = (),
+    box: tuple[float, float] = (-2.0, 2.0),
+    batched: bool | None = None,
+    compiled: bool = True,
+    examples: int = 10,
+    seed: int = 0,
+) -> Report:
+    """The report of `check_dynamics`, whatever it says."""
+    problem = ODEProblem(f, states, torch.tensor([times[0], times[-1]]), args=args)
+    leaves = leaves_of(problem.y0)
+    if batched is None:
+        batched = all(x.dim() > 1 and x.shape[0] == leaves[0].shape[0] for x in leaves)
+    low, high = box
+    where = Box(states, low, high, float(times[0]), float(times[-1]), batched)
+    subject = Subject(f, args, where, where.cases(examples, seed), seed)
+    declared = [Property(x.name, x.wrong, x.cause, _COMPARED) for x in laws]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        findings = [*_each(subject, PROPERTIES), *_whole(subject, compiled)]
+        failed = {finding.name for finding in findings if finding.outcome != "passed"}
+        findings += _each(subject, declared, failed)
+        findings += [] if "structure" in failed else _information(subject)
+    title = (
+        f"{subject.name}, {examples} examples with t in [{where.t0:g}, {where.t1:g}] and y in "
+        f"[{where.low:g}, {where.high:g}]"
+    )
+    return Report(title, tuple(findings))
+
+
+_COMPARED = ("structure", "repeatable", "inputs", "finite")
+
+
+class _Fault(NamedTuple):
+    """What is wrong at an example, and whether `f` raised it."""
+
+    what: str
+    raised: bool
+
+
+def _each(
+    subject: Subject, properties: Iterable[Property], failed: Iterable[str] = ()
+) -> list[Finding]:
+    """One finding for each property that is looked at example by example."""
+    without = set(failed)
+    findings: list[Finding] = []
+    for prop in properties:
+        missing = [name for name in prop.after if name in without]
+        if missing:
+            without.add(prop.name)
+            what = f"says nothing without {missing[0]}"
+            findings.append(Finding(prop.name, "skipped", what))
+        elif prop.batched and not subject.box.batched:
+            findings.append(Finding(prop.name, "skipped", "dimension 0 is no batch"))
+        else:
+            finding = _look(subject, prop)
+            findings.append(finding)
+            if finding.outcome == "failed":
+                without.add(prop.name)
+    return findings
+
+
+def _look(subject: Subject, prop: Property) -> Finding:
+    for case in subject.cases:
+        fault = _fault(subject, prop, case)
+        if fault is not None:
+            break
+    else:
+        return Finding(prop.name, "passed")
+
+    def fails_too(other: Case) -> bool:
+        found = _fault(subject, prop, other)
+        return found is not None and found.raised == fault.raised
+
+    smallest = shrink(case, subject.box, fails_too)
+    last = _fault(subject, prop, smallest) or fault
+    return Finding(prop.name, "failed", last.what, str(smallest), prop.cause)
+
+
+def _fault(subject: Subject, prop: Property, case: Case) -> _Fault | None:
+    try:
+        found = prop.wrong(subject, case)
+    except CtflowError as error:
+        return _Fault(str(error), raised=False)
+    except Exception as error:  # whatever the user's code raises is the finding
+        message = " ".join(str(error).split())
+        return _Fault(f"{type(error).__name__}: {message[:300]}", raised=True)
+    return None if found is None else _Fault(found, raised=False)
+
+
+def _whole(subject: Subject, compiled: bool) -> list[Finding]:
+    """Findings about the field as a whole, where it can be evaluated at all."""
+    try:
+        found = reach(subject)
+    except Exception as error:  # the properties have said what is wrong with it
+        why = f"it cannot be evaluated ({type(error).__name__})"
+        return [Finding(name, "skipped", why) for name in ("reached", "captured", "compiled")]
+    reached = Finding("reached", "passed")
+    if found.unused:
+        reached = Finding(
+            "reached",
+            "failed",
+            f"no gradient reaches {', '.join(found.unused)} at any example",
+            cause="a layer that is made and not used, `.detach()` or `.data`, or a context that an "
+            "encoder computed under no_grad. Remove what is not used; compute the context with "
+            "gradients on.",
+        )
+    captured = Finding("captured", "passed")
+    if found.lost:
+        captured = Finding(
+            "captured",
+            "failed",
+            found.lost,
+            cause="a tensor with a history is kept where no attribute, closure or container "
+            "shows it (a set, a generator, a foreign object).",
+        )
+    findings = [reached, captured, _compiled(subject) if compiled else _not_asked()]
+    if found.computed:
+        shapes = ", ".join(str(list(shape)) for shape in found.computed)
+        what = f"`f` reads tensors computed elsewhere (of shape {shapes}); ctflow sends their "
+        what += "gradient on, but an adjoint given only `f.parameters()` would drop it"
+        findings.append(Finding("context", "note", what))
+    return findings
+
+
+def _not_asked() -> Finding:
+    return Finding("compiled", "skipped", "not asked for")
+
+
+def _compiled(subject: Subject) -> Finding:
+    """Whether the compiled backend can trace the field: one short solve by it."""
+    if "compiled" not in registry.names():
+        return Finding("compiled", "skipped", "there is no compiled backend here")
+    try:
+        registry.get("compiled")
+    except BackendUnavailable as error:
+        return Finding("compiled", "skipped", str(error).split(". ")[0])
+    times = torch.tensor([subject.box.t0, subject.box.t1], dtype=torch.float64)
+    problem = ODEProblem(subject.f, subject.cases[0].y, times, args=subject.args)
+    try:
+        with torch.no_grad():
+            solve(problem, Solver(backend="compiled", rtol=1e-3, atol=1e-3, max_steps=100))
+    except CtflowError as error:
+        cause = "Python control flow by values, `.item()`, NumPy or prints; see the line it names."
+        return Finding("compiled", "failed", " ".join(str(error).split()), cause=cause)
+    return Finding("compiled", "passed")
+
+
+def _information(subject: Subject) -> list[Finding]:
+    findings: list[Finding] = []
+    for look in (notes.outside, notes.smoothness, notes.stiffness):
+        try:
+            findings.append(look(subject))
+        except Exception as error:  # information about a broken field must not hide its faults
+            name = look.__name__
+            findings.append(Finding(name, "skipped", f"{type(error).__name__} was raised"))
+    return findings

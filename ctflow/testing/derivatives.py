@@ -1,0 +1,150 @@
+"""The derivatives of a field: right by finite differences, and no tensor forgotten."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ctflow.backends.captures import Captures, pull, sequence_number
+from ctflow.backends.field import Field
+from ctflow.errors import CtflowError
+from ctflow.problem import ODEProblem
+from ctflow.state import Layout
+from ctflow.testing.examples import Case
+from ctflow.testing.subject import Subject, named_tensors, size_of
+
+__all__ = ["Reach", "derivative", "reach"]
+
+
+def derivative(subject: Subject, case: Case) -> str | None:
+    """Whether vector-Jacobian products agree with central differences along a random direction.
+
+    Tensors computed elsewhere are cut off and moved themselves: what they were computed from does
+    not move them any more.
+    """
+    field, captures, state = _watched(subject, case)
+    t = case.t.reshape(1)
+    with torch.enable_grad():
+        marker = sequence_number()
+        try:
+            captures.discover(field(t, state), state, marker)
+        except CtflowError:  # `reach` tells of it
+            return _compare("`y`", field, t, state, [state], subject)
+        with captures.cut() as leaves:
+            return _compare("`y`", field, t, state, [state], subject) or _compare(
+                "its parameters", field, t, state, list(leaves), subject
+            )
+
+
+def _watched(subject: Subject, case: Case) -> tuple[Field, Captures, Tensor]:
+    times = torch.tensor([subject.box.t0, subject.box.t1], dtype=torch.float64)
+    problem = ODEProblem(subject.f, case.y, times, args=subject.args)
+    layout = Layout.of(case.y, per_sample=False)
+    field = Field(problem, layout)
+    state = layout.pack(case.y).detach().clone().requires_grad_()
+    return field, Captures(problem, field), state
+
+
+def _compare(
+    name: str, field: Field, t: Tensor, state: Tensor, inputs: list[Tensor], subject: Subject
+) -> str | None:
+    if not inputs:
+        return None
+    dy = field(t, state)
+    weight = subject.directions(dy)
+    nothing: list[Tensor | None] = [None] * len(inputs)
+    found = pull((dy,), inputs, (weight,), keep=True) if dy.requires_grad else nothing
+
+    def weighted() -> float:  # the values of `state` move, its graph does not
+        return float((field(t, state.detach()) * weight).double().sum())
+
+    along = [subject.directions(x) for x in inputs]
+    pairs = [(g, v) for g, v in zip(found, along, strict=True) if g is not None]
+    by_autograd = math.fsum(float((g * v).sum()) for g, v in pairs)
+    norm = math.hypot(*(float(torch.linalg.vector_norm(g)) for g, _ in pairs))
+    eps = torch.finfo(dy.dtype).eps
+    step = eps ** (1 / 3) * max(size_of(*inputs), 1.0)
+    by_difference, doubt = _central(weighted, inputs, along, step)
+    # What rounding does to the difference, its own doubt (curvature, a kink), a share of the whole.
+    rounding = 10 * eps * size_of(dy) * dy.numel() / step
+    scale = max(norm, abs(by_difference))
+    if abs(by_autograd - by_difference) <= 100 * eps**0.5 * scale + 4 * doubt + rounding:
+        return None
+    return (
+        f"with respect to {name}, autograd gives {by_autograd:.6g} along a random direction and "
+        f"a finite difference {by_difference:.6g}"
+    )
+
+
+@torch.no_grad()
+def _central(
+    evaluate: Callable[[], float], inputs: list[Tensor], along: list[Tensor], step: float
+) -> tuple[float, float]:
+    """A central difference along a direction, and how much it moves when the step is halved."""
+    kept = [x.detach().clone() for x in inputs]
+    values: dict[float, float] = {}
+    try:
+        for h in (step, -step, step / 2, -step / 2):
+            for x, old, v in zip(inputs, kept, along, strict=True):
+                x.copy_(old + h * v)
+            values[h] = evaluate()
+    finally:
+        for x, old in zip(inputs, kept, strict=True):
+            x.copy_(old)
+    wide, narrow = ((values[h] - values[-h]) / (2 * h) for h in (step, step / 2))
+    return narrow, abs(wide - narrow)
+
+
+class Reach(NamedTuple):
+    """Which tensors a field depends on.
+
+    Attributes:
+        unused: Names of tensors that want a gradient and never got one.
+        computed: Shapes of tensors with a history of their own, which ctflow found.
+        lost: What ctflow says of one that it could not find; empty if there is none.
+    """
+
+    unused: tuple[str, ...]
+    computed: tuple[tuple[int, ...], ...]
+    lost: str
+
+
+def reach(subject: Subject) -> Reach:
+    """Look, over all examples, for which tensors the field's value depends on."""
+    used: set[int] = set()
+    wanted: dict[int, Tensor] = {}
+    computed: dict[int, Tensor] = {}
+    lost = ""
+    names = {id(x): name for name, x in named_tensors(subject.f)}
+    for case in subject.cases:
+        field, captures, state = _watched(subject, case)
+        with torch.enable_grad():
+            marker = sequence_number()
+            dy = field(case.t.reshape(1), state)
+            try:
+                captures.discover(dy, state, marker)
+            except CtflowError as error:
+                lost = str(error)
+        wanted |= {id(x): x for x in captures.inputs if x.is_leaf}
+        wanted |= {id(x): x for _, x in named_tensors(subject.f) if x.requires_grad and x.is_leaf}
+        computed |= {id(x): x for x in captures.inputs if not x.is_leaf}
+        used |= _used(dy, wanted)
+    unused = [_label(x, names) for key, x in wanted.items() if key not in used]
+    shapes = tuple(tuple(x.shape) for x in computed.values())
+    return Reach(tuple(unused), shapes, lost)
+
+
+def _used(dy: Tensor, wanted: dict[int, Any]) -> set[int]:
+    if not (dy.requires_grad and wanted):
+        return set()
+    tensors = list(wanted.values())
+    found = pull((dy,), tensors, (torch.ones_like(dy),), keep=True)
+    return {key for key, g in zip(wanted, found, strict=True) if g is not None}
+
+
+def _label(x: Tensor, names: dict[int, str]) -> str:
+    return names.get(id(x)) or f"a tensor of shape {list(x.shape)}"

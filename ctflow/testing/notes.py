@@ -1,0 +1,130 @@
+"""Information about a field that is no judgement: outside, smoothness, stiffness."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ctflow.api import solve
+from ctflow.backends.protocol import Solver
+from ctflow.problem import ODEProblem
+from ctflow.state import Layout, map_leaves
+from ctflow.testing.examples import Case
+from ctflow.testing.report import Finding
+from ctflow.testing.subject import Subject, difference, flat
+
+__all__ = ["outside", "smoothness", "stiffness"]
+
+_LARGEST = 64  # variables up to which the whole Jacobian is looked at
+_POINTS = 33  # on each line along which kinks are looked for
+_REGION = 3.3  # dopri5 is stable for |h lambda| up to this on the negative axis (Hairer II, IV.2)
+_RTOL, _ATOL = 1e-6, 1e-6
+
+
+def outside(subject: Subject) -> Finding:
+    """What the field does just outside the interval: ctflow never looks there, others do."""
+    box = subject.box
+    beyond = 0.01 * (box.t1 - box.t0)
+    said: list[str] = []
+    for end, name in ((box.t0 - beyond, "before"), (box.t1 + beyond, "after")):
+        case = Case(box.time(end), subject.cases[0].y)
+        try:
+            value = subject.value(case)
+        except Exception as error:  # whatever the user's code raises there is the information
+            said.append(f"{name} the interval it raises {type(error).__name__}")
+            continue
+        inside = subject.value(Case(box.time(box.t0 if name == "before" else box.t1), case.y))
+        if not bool(torch.isfinite(value).all()):
+            said.append(f"{name} the interval it is not finite")
+        elif difference(value, inside) > 0.5:
+            said.append(f"just {name} the interval it jumps")
+    what = "; ".join(said) or "it goes on just outside the interval"
+    return Finding("outside", "note", f"{what} (ctflow never evaluates it there)")
+
+
+def smoothness(subject: Subject) -> Finding:
+    """Kinks along random lines, and what a solve costs."""
+    kinks = sum(_has_kink(subject, case) for case in subject.cases[-4:])
+    looked = len(subject.cases[-4:])
+    what = "no kink seen"
+    if kinks:
+        what = f"its derivative jumps on {kinks} of {looked} lines through the box"
+    times = torch.tensor([subject.box.t0, subject.box.t1], dtype=torch.float64)
+    problem = ODEProblem(subject.f, subject.cases[0].y, times, args=subject.args)
+    with torch.no_grad():
+        solution = solve(problem, Solver(rtol=_RTOL, atol=_ATOL, max_steps=1000))
+    counts = solution.stats.forward
+    what += (
+        f"; a solve at rtol = atol = {_RTOL:g} took {int(counts.n_f_evals.amax())} evaluations, "
+        f"{int(counts.n_rejected.amax())} of {int(counts.n_steps.amax())} steps rejected"
+    )
+    if not solution.ok:
+        what += ", and did not arrive"
+    cause = "ReLU, abs, clamp or max; tanh, softplus or SiLU cost fewer steps." if kinks else ""
+    return Finding("smoothness", "note", what, cause=cause)
+
+
+@torch.no_grad()
+def _has_kink(subject: Subject, case: Case) -> bool:
+    """Whether slopes along a line jump by as much when the line is looked at more closely."""
+    layout = Layout.of(case.y, per_sample=False)
+    start = layout.pack(case.y).detach()
+    along = subject.directions(start)
+    length = 0.1 * (subject.box.high - subject.box.low)
+
+    def largest_jump(h: float) -> float:
+        shares = [h * i / (_POINTS - 1) for i in range(_POINTS)]
+        states = [layout.unpack(start + share * along) for share in shares]
+        values = torch.stack([flat(subject(case.t, y)) for y in states]).double()
+        slopes = values.diff(dim=0) * ((_POINTS - 1) / h)
+        return float(slopes.diff(dim=0).abs().amax() / slopes.abs().amax().clamp(min=1e-30))
+
+    # A smooth slope changes by a quarter as much between points that are four times closer.
+    return (
+        largest_jump(length / 4)
+        > 0.5 * largest_jump(length)
+        > 100 * torch.finfo(case.t.dtype).eps ** 0.5
+    )
+
+
+def stiffness(subject: Subject) -> Finding:
+    """The fastest decay at the examples, against the length of the interval."""
+    layout = Layout.of(subject.cases[0].y, per_sample=False)
+    if layout.size > _LARGEST:
+        sample = subject if not subject.box.batched else _one_sample(subject)
+        layout = Layout.of(sample.cases[0].y, per_sample=False)
+        if layout.size > _LARGEST:
+            return Finding("stiffness", "skipped", f"{layout.size} variables are too many to ask")
+        subject = sample
+    matrices = [_jacobian(subject, layout, case) for case in subject.cases[:4]]
+    rates = torch.cat([torch.linalg.eigvals(matrix) for matrix in matrices])
+    length = abs(subject.box.t1 - subject.box.t0)
+    backwards = subject.box.t1 < subject.box.t0
+    fastest = float((rates.real if backwards else -rates.real).amax())
+    turning = float(rates.abs().amax())
+    n = fastest * length / _REGION
+    what = (
+        f"the fastest decay is {max(fastest, 0):.3g} and the largest rate {turning:.3g} "
+        "per unit of time"
+    )
+    cause = ""
+    if n > 100:
+        what += f"; explicit methods need at least {n:.0f} steps for the interval"
+        cause = "a stiff problem. Try Solver(backend='scipy', method='bdf')."
+    return Finding("stiffness", "note", what, cause=cause)
+
+
+def _one_sample(subject: Subject) -> Subject:
+    cases = tuple(Case(c.t, map_leaves(lambda y: y[:1], c.y)) for c in subject.cases)
+    return replace(subject, cases=cases)
+
+
+def _jacobian(subject: Subject, layout: Layout, case: Case) -> Tensor:
+    def of_vector(y: Tensor) -> Tensor:
+        return layout.pack(subject(case.t, layout.unpack(y)))[0]
+
+    y = layout.pack(case.y).detach()
+    found = torch.autograd.functional.jacobian(of_vector, y)  # pyright: ignore
+    return found.reshape(layout.size, layout.size).double()  # pyright: ignore

@@ -1,0 +1,102 @@
+"""A vector field under examination: how it is called, and how two of its values are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctflow.state import leaves_of, map_leaves
+from ctflow.testing.examples import Box, Case
+
+__all__ = ["Subject", "difference", "flat", "fresh", "named_tensors", "rows", "size_of"]
+
+_TINY = 1e-30
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A field, and where it is looked at.
+
+    Args:
+        f: `f(t, y)`, or `f(t, y, args)` where `args` is given.
+        args: Its third argument, or None.
+        box: Where the examples come from.
+        cases: The examples.
+        seed: Seed of random directions.
+    """
+
+    f: Callable[..., Any]
+    args: Any
+    box: Box
+    cases: tuple[Case, ...]
+    seed: int
+
+    def __call__(self, t: Tensor, y: Any) -> Any:  # noqa: ANN401
+        """Evaluate the field."""
+        return self.f(t, y) if self.args is None else self.f(t, y, self.args)
+
+    def value(self, case: Case) -> Tensor:
+        """The field at an example as one detached vector, evaluated as in a forward pass."""
+        with torch.enable_grad():
+            return flat(self(case.t.clone(), fresh(case.y))).detach()
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module whose mode and buffers belong to the field, if it is one."""
+        return self.f if isinstance(self.f, nn.Module) else None
+
+    @property
+    def name(self) -> str:
+        """What to call it in a report."""
+        return str(getattr(self.f, "__qualname__", type(self.f).__name__)).split(".")[-1]
+
+    def directions(self, like: Tensor) -> Tensor:
+        """A random direction with entries of size 1."""
+        generator = torch.Generator().manual_seed(self.seed)
+        signs = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.float64)
+        lengths = 0.5 + torch.rand(like.shape, generator=generator, dtype=torch.float64)
+        return ((2 * signs - 1) * lengths).to(like)
+
+
+def flat(y: object) -> Tensor:
+    """All numbers of a state as one vector."""
+    return torch.cat([leaf.reshape(-1) for leaf in leaves_of(y)])
+
+
+def fresh(y: Any) -> Any:  # noqa: ANN401
+    """A copy of a state whose leaves want a gradient, as they do in a solve."""
+    return map_leaves(lambda leaf: leaf.detach().clone().requires_grad_(), y)
+
+
+def rows(y: Any, start: int, stop: int) -> Any:  # noqa: ANN401
+    """Some samples of a batch."""
+    return map_leaves(lambda leaf: leaf[start:stop].clone(), y)
+
+
+def size_of(*values: Tensor) -> float:
+    """The largest number in any of them."""
+    sizes = [float(value.detach().abs().amax()) for value in values if value.numel()]
+    return max([*sizes, _TINY])
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Largest difference of two vectors in units of their largest number; NaN equals NaN."""
+    unequal = ~((a == b) | (a.isnan() & b.isnan()))
+    if not bool(unequal.any()):
+        return 0.0
+    gap = (a - b)[unequal].abs().amax()
+    if not bool(torch.isfinite(gap)):
+        return float("inf")
+    finite = [x[torch.isfinite(x)] for x in (a, b)]
+    return float(gap) / size_of(*finite)
+
+
+def named_tensors(f: object) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers of a module by their names; nothing for a plain function."""
+    if isinstance(f, nn.Module):
+        yield from f.named_parameters()
+        yield from f.named_buffers()

@@ -1,0 +1,118 @@
+"""`check_dynamics` fails broken fields on the property that names their fault, and no right one."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from ctflow import CtflowError, InvalidProblem
+from ctflow.testing import CheckFailed, check_dynamics, inspect_dynamics
+from tests.problems import FLOAT
+from tests.testing.broken_dynamics import BROKEN, RIGHT, state
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_field_fails_on_the_property_that_names_its_fault(fault: str) -> None:
+    """On that one, and on no other; for each there is a usual cause."""
+    broken = BROKEN[fault]
+    with pytest.raises(CheckFailed) as caught:
+        check_dynamics(broken.make(), broken.states(), compiled=False)
+    report = caught.value.report
+    assert report.failed == broken.fails, str(report)  # pyright: ignore
+    assert all(finding.cause for finding in report.failures)  # pyright: ignore
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_field_passes(name: str) -> None:
+    """Networks, structures, one system, float32, time."""
+    right = RIGHT[name]
+    report = check_dynamics(right.make(), right.states(), compiled=False)
+    assert report.ok
+    assert not report.failures
+
+
+def test_the_error_is_an_assertion_and_a_ctflow_error() -> None:
+    """Test runners show the one, callers catch the other."""
+    with pytest.raises(AssertionError) as caught:
+        check_dynamics(lambda t, y: y[:1], state(), compiled=False)
+    assert isinstance(caught.value, CtflowError)
+
+
+def test_the_example_is_the_smallest_that_fails() -> None:
+    """A field that is wrong above 1 alone is shown one sample, and round numbers."""
+
+    def wrong_above_one(t: Tensor, y: Tensor) -> Tensor:
+        return torch.where(y > 1, torch.nan, -y)
+
+    report = inspect_dynamics(wrong_above_one, torch.zeros(8, 2, dtype=FLOAT), compiled=False)
+    (finding,) = report.failures
+    assert finding.example in ("t=0, y=[[2.0, 0.0]]", "t=0, y=[[2.0, 2.0]]")
+
+
+def test_the_report_prints_name_example_and_cause() -> None:
+    """In that order, before what passed."""
+    text = str(inspect_dynamics(lambda t, y: y.mean(0) - y, state(), compiled=False))
+    pattern = r": 1 fault\n\n  FAILED batch: .*smallest example: t=0, y=.*usual cause: .*passed str"
+    assert re.search(pattern, text, re.DOTALL), text
+
+
+def test_unused_parameters_are_listed_by_name() -> None:
+    """All of them, by the names that the module gives them."""
+    report = inspect_dynamics(BROKEN["an unused layer"].make(), state(), compiled=False)
+    assert "forgotten.weight, forgotten.bias" in report.failures[0].what
+
+
+def test_a_captured_context_is_told() -> None:
+    """ctflow sends its gradient on; others would drop it."""
+    report = inspect_dynamics(RIGHT["encoder with gradients"].make(), state(), compiled=False)
+    assert "[2]" in report.note("context")
+
+
+def test_the_field_is_left_as_it_was() -> None:
+    """Finite differences move parameters, and put them back bit for bit."""
+    f = RIGHT["network"].make()
+    before = [p.clone() for p in f.parameters()]  # pyright: ignore
+    random = torch.get_rng_state()
+    check_dynamics(f, state(), compiled=False)
+    after = list(f.parameters())  # pyright: ignore
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_args_reach_the_field() -> None:
+    """As its third argument, and their gradient is looked at."""
+    rate = torch.tensor(2.0, dtype=FLOAT, requires_grad=True)
+    report = check_dynamics(lambda t, y, k: -k * y, state(), args=rate, compiled=False)
+    assert report.ok
+    with pytest.raises(CheckFailed, match="no gradient reaches"):
+        check_dynamics(lambda t, y, k: -k.detach() * y, state(), args=rate, compiled=False)
+
+
+def test_a_batch_that_is_none_can_be_declared() -> None:
+    """Coupled particles are one system."""
+    check_dynamics(lambda t, y: y.mean(0) - y, state(), batched=False, compiled=False)
+
+
+@pytest.mark.parametrize(
+    ("times", "box"), [((1.0, 1.0), (-1, 1)), ((0.0, 1.0), (1, -1))], ids=["times", "box"]
+)
+def test_an_empty_box_is_refused(times: tuple[float, float], box: tuple[float, float]) -> None:
+    """With what to give instead."""
+    with pytest.raises(InvalidProblem):
+        check_dynamics(lambda t, y: -y, state(), times, box=box)
+
+
+def test_the_notes_tell_kinks_stiffness_and_the_outside() -> None:
+    """Information, which fails nothing."""
+    rates = torch.tensor([1.0, 1e3], dtype=FLOAT)
+
+    def stiff(t: Tensor, y: Tensor) -> Tensor:
+        return torch.where(t > 1, torch.nan, -rates * y + torch.relu(y))
+
+    report = check_dynamics(stiff, state(), compiled=False)
+    assert "after the interval it is not finite" in report.note("outside")
+    assert "its derivative jumps" in report.note("smoothness")
+    assert "explicit methods need at least" in report.note("stiffness")

@@ -1,0 +1,105 @@
+"""Declared laws: a field that obeys passes, one that does not fails under the law's name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ctflow.testing import (
+    Autonomous,
+    Conserves,
+    DivergenceFree,
+    Equivariant,
+    FlowProperty,
+    Hamiltonian,
+    Law,
+    Linear,
+    TimeReversal,
+    inspect_dynamics,
+)
+from tests.problems import FLOAT
+from tests.testing.broken_dynamics import Remembering, network, state
+
+
+def pendulum(t: Tensor, y: Tensor) -> Tensor:
+    """Angle and speed."""
+    return torch.stack([y[..., 1], -torch.sin(y[..., 0])], dim=-1)
+
+
+def damped(t: Tensor, y: Tensor) -> Tensor:
+    """The same with friction."""
+    return pendulum(t, y) - torch.tensor([0.0, 0.1], dtype=FLOAT) * y
+
+
+def energy(y: Tensor) -> Tensor:
+    """Of the pendulum, for each sample."""
+    return 0.5 * y[..., 1] ** 2 - torch.cos(y[..., 0])
+
+
+def turn(y: Tensor) -> Tensor:
+    """Rotate states by half a radian."""
+    c, s = math.cos(0.5), math.sin(0.5)
+    return torch.stack([c * y[..., 0] - s * y[..., 1], s * y[..., 0] + c * y[..., 1]], dim=-1)
+
+
+def mirror(y: Tensor) -> Tensor:
+    """Reverse the speed."""
+    return torch.stack([y[..., 0], -y[..., 1]], dim=-1)
+
+
+def inwards(t: Tensor, y: Tensor) -> Tensor:
+    """Towards the origin, the same from all sides."""
+    return -y * (y * y).sum(-1, keepdim=True)
+
+
+Field = Callable[..., Any]
+LAWS: dict[str, tuple[Law, Callable[[], Field], Callable[[], Field]]] = {
+    "linear": (Linear(), lambda: lambda t, y: t * y.flip(-1), lambda: lambda t, y: y + 1),
+    "autonomous": (Autonomous(), lambda: pendulum, lambda: lambda t, y: t * y),
+    "conserves": (Conserves(energy), lambda: pendulum, lambda: damped),
+    "hamiltonian": (Hamiltonian(energy), lambda: pendulum, lambda: lambda t, y: -pendulum(t, y)),
+    "divergence_free": (DivergenceFree(), lambda: pendulum, lambda: damped),
+    "equivariant": (Equivariant(turn), lambda: inwards, lambda: pendulum),
+    "time_reversal": (TimeReversal(mirror), lambda: pendulum, lambda: damped),
+    "flow": (FlowProperty(), lambda: damped, lambda: lambda t, y: -40 * y),
+}
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_a_field_that_obeys_passes(name: str) -> None:
+    """On all examples."""
+    law, right, _ = LAWS[name]
+    report = inspect_dynamics(right(), state(), laws=[law], compiled=False)
+    assert not report.failures, str(report)
+    assert name in [finding.name for finding in report.having("passed")]
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_a_field_that_does_not_fails_under_the_name_of_the_law(name: str) -> None:
+    """With an example and a cause."""
+    law, _, wrong = LAWS[name]
+    report = inspect_dynamics(wrong(), state() + 0.3, laws=[law], compiled=False, box=(0.1, 2))
+    assert report.failed == (name,), str(report)
+    assert report.failures[0].example
+    assert report.failures[0].cause
+
+
+def test_a_law_says_nothing_of_a_field_that_does_not_repeat_itself() -> None:
+    """The fault is named once."""
+    report = inspect_dynamics(Remembering(), state(), laws=[Linear()], compiled=False)
+    assert report.failed == ("repeatable",)
+    assert "says nothing without repeatable" in report.note("linear")
+
+
+def test_a_network_breaks_conservation() -> None:
+    """Nothing in its structure keeps an energy."""
+    net = nn.Sequential(network())
+    report = inspect_dynamics(
+        lambda t, y: net(y), state(), laws=[Conserves(energy)], compiled=False
+    )
+    assert report.failed == ("conserves",)
