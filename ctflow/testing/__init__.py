@@ -1,7 +1,10 @@
 """Trust: test any vector field, certify any solve, prove any backend."""
 
 from ctflow.errors import CheckFailed
+from ctflow.testing.certify import Certificate, certify
 from ctflow.testing.check import check_dynamics, inspect_dynamics
+from ctflow.testing.compare import Comparison, compare
+from ctflow.testing.gradients import check_gradients, inspect_gradients
 from ctflow.testing.laws import (
     Autonomous,
     Conserves,
@@ -17,7 +20,9 @@ from ctflow.testing.report import Finding, Report
 
 __all__ = [
     "Autonomous",
+    "Certificate",
     "CheckFailed",
+    "Comparison",
     "Conserves",
     "DivergenceFree",
     "Equivariant",
@@ -28,6 +33,10 @@ __all__ = [
     "Linear",
     "Report",
     "TimeReversal",
+    "certify",
     "check_dynamics",
+    "check_gradients",
+    "compare",
     "inspect_dynamics",
+    "inspect_gradients",
 ]

@@ -1,0 +1,151 @@
+"""`check_gradients`: do all gradients agree, with each other and with finite differences?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from ctflow.api import as_solver
+from ctflow.backends import registry
+from ctflow.backends.native.control import OnGrid
+from ctflow.backends.protocol import Gradient as Method
+from ctflow.backends.protocol import Solver, check, resolve
+from ctflow.errors import CtflowError, Unsupported
+from ctflow.problem import ODEProblem
+from ctflow.testing.asked import Asked, Gradient, Loss, difference_along, frozen, growth, on_grid
+from ctflow.testing.report import Finding, Report
+
+__all__ = ["check_gradients", "every_solver", "inspect_gradients", "label"]
+
+_METHODS: tuple[Method, ...] = ("direct", "checkpointed", "adjoint")
+_SLACK = 100.0
+"""Tolerances that a gradient may be off beside the growth of errors: the interpolant's, at outputs
+inside a step, is controlled by nobody."""
+_MOST = 1e-2  # a gradient further off than this is wrong, whatever the tolerance
+
+
+def check_gradients(
+    problem: ODEProblem,
+    solvers: Iterable[Solver | str] | None = None,
+    *,
+    loss: Loss | None = None,
+    rtol: float = 1e-7,
+    seed: int = 0,
+) -> Report:
+    """Raise unless every gradient of a problem agrees with the exact one.
+
+    For y0, parameters, args and times: each gradient method of each installed backend against the
+    gradient on a frozen grid of tight steps, and that against finite differences on the same grid.
+
+    Args:
+        problem: What is asked, in float64.
+        solvers: Which to look at; None: each installed backend with each gradient it offers.
+        loss: Scalar of the outputs that is differentiated; None: all of them, weighted at random.
+        rtol: Tolerance of the solvers where they name none; theirs decides what is accepted.
+        seed: Of the weights and directions.
+
+    Returns:
+        The report, where all agree.
+
+    Raises:
+        CheckFailed: If one does not; names the solver, the part and the difference.
+        InvalidProblem: If the state is not float64.
+        SolveFailed: If the reference cannot be solved.
+
+    Cost:
+        A solve and a backward pass for each solver, about ten at a tolerance of 1e-10.
+
+    Example:
+        >>> import torch
+        >>> from ctflow import ODEProblem, Solver
+        >>> y0 = torch.ones(2, dtype=torch.float64)
+        >>> problem = ODEProblem(lambda t, y: torch.cos(t) * y, y0, [0.0, 0.5, 1.0])
+        >>> check_gradients(problem, [Solver(gradient="adjoint")]).ok
+        True
+    """
+    return inspect_gradients(problem, solvers, loss=loss, rtol=rtol, seed=seed).raise_if_failed()
+
+
+def inspect_gradients(
+    problem: ODEProblem,
+    solvers: Iterable[Solver | str] | None = None,
+    *,
+    loss: Loss | None = None,
+    rtol: float = 1e-7,
+    seed: int = 0,
+) -> Report:
+    """The report of `check_gradients`, whatever it says."""
+    asked = Asked.of(problem, loss, seed)
+    grid = frozen(asked.problem)
+    reference = asked.gradient(on_grid(grid))
+    grown = growth(asked.problem, reference.solution.y)
+    findings = [_by_differences(asked, grid, part, reference, seed) for part in asked.parts]
+    chosen = every_solver(asked.problem) if solvers is None else map(as_solver, solvers)
+    for solver in chosen:
+        given = solver.rtol is not None or solver.step is not None
+        tolerant = solver if given else replace(solver, rtol=rtol, atol=solver.atol or rtol)
+        findings.append(_of_solver(asked, tolerant, reference, grown))
+    return Report(f"gradients with respect to {', '.join(asked.parts)}", tuple(findings))
+
+
+def every_solver(problem: ODEProblem) -> Iterator[Solver]:
+    """Each installed backend with each gradient method that it does not refuse for the problem."""
+    for name in registry.available():
+        backend = registry.get(name)
+        for gradient in _METHODS:
+            solver = Solver(backend=name, gradient=gradient)
+            try:
+                check(problem, resolve(problem, solver, backend), backend)
+            except CtflowError:
+                continue
+            yield solver
+
+
+def label(solver: Solver) -> str:
+    """A solver in few words."""
+    name = solver.backend if isinstance(solver.backend, str) else solver.backend.name
+    parts = [name, *(str(x) for x in (solver.gradient, solver.method, solver.coupling) if x)]
+    return " ".join(parts)
+
+
+def _by_differences(
+    asked: Asked, grid: OnGrid, part: str, reference: Gradient, seed: int
+) -> Finding:
+    """The reference against finite differences of the same steps."""
+    by_difference, by_autograd = difference_along(asked, grid, part, seed)
+    off = abs(by_difference - by_autograd) / max(reference.norm, 1e-12)
+    name = f"finite differences of {part}"
+    if off <= 1e-5:  # differences resolve 1e-10; the closed form of times is the equation's own
+        return Finding(name, "passed")
+    return Finding(
+        name,
+        "failed",
+        f"along a random direction {by_difference:.6g} by differences on the frozen grid, "
+        f"{by_autograd:.6g} by the gradient of the same steps",
+        cause="a derivative of `f` that is not that of its values: see `check_dynamics`.",
+    )
+
+
+def _of_solver(asked: Asked, solver: Solver, reference: Gradient, grown: float) -> Finding:
+    name = label(solver)
+    try:
+        found = asked.gradient(solver)
+    except Unsupported as error:
+        return Finding(name, "skipped", " ".join(str(error).split()))
+    except CtflowError as error:
+        return Finding(name, "failed", " ".join(str(error).split()))
+    rtol = found.solution.stats.solver.rtol
+    allowed = _MOST if rtol is None else min(_SLACK * rtol * grown, _MOST)
+    whole = max(reference.norm, 1e-12)
+    off = {part: reference.distance(found, part) / whole for part in asked.parts}
+    worst = max(off, key=lambda part: off[part])
+    if not found.doubts and off[worst] <= allowed:
+        return Finding(name, "passed")
+    what = f"the gradient of {worst} is off by {off[worst]:.2g} of the whole, {allowed:.2g} allowed"
+    if found.doubts:
+        what += f"; it says so itself: {found.doubts[0]}"
+    cause = (
+        "the tolerance is too loose for this problem (see `certify`), or the backend is wrong "
+        "(see `run_backend_conformance`)."
+    )
+    return Finding(name, "failed", what, cause=cause)

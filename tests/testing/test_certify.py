@@ -1,0 +1,158 @@
+"""`certify` sees tolerances that are not good enough, and finds ones that are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ctflow import InvalidProblem, ODEProblem, Solver, Tolerances
+from ctflow.testing import certify
+from tests.problems import FLOAT, decay
+
+
+def oscillating() -> ODEProblem:
+    """y' = (sin(5 a t) - 1) y over [0, 5], at a = 1."""
+    a = torch.tensor(1.0, dtype=FLOAT, requires_grad=True)
+    return ODEProblem(
+        lambda t, y: (torch.sin(5 * a * t) - 1) * y, torch.ones(1, dtype=FLOAT), [0.0, 5.0]
+    )
+
+
+def lorenz(length: float) -> ODEProblem:
+    """The butterfly."""
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        a, b, c = y.unbind(-1)
+        return torch.stack([10 * (b - a), a * (28 - c) - b, a * b - 8 / 3 * c], dim=-1)
+
+    return ODEProblem(f, torch.ones(3, dtype=FLOAT), [0.0, length])
+
+
+def zero_initialised() -> ODEProblem:
+    """y' = theta sin^2(20 t) - y / 10 at theta = 0."""
+    theta = torch.zeros((), dtype=FLOAT, requires_grad=True)
+    return ODEProblem(
+        lambda t, y: theta * torch.sin(20 * t) ** 2 - 0.1 * y,
+        torch.ones(1, dtype=FLOAT),
+        [0.0, 3.0],
+    )
+
+
+def bump() -> ODEProblem:
+    """A kick of a hundredth of the interval's length, between the two outputs."""
+    return ODEProblem(
+        lambda t, y: 50 * torch.exp(-(((t - 0.5) / 0.01) ** 2)) + 0 * y,
+        torch.ones(1, dtype=FLOAT),
+        [0.0, 1.0],
+    )
+
+
+SEMINORM = Tolerances(1e-8, 1e-8, "seminorm")
+BAD = {
+    "oscillating": (oscillating, Solver(rtol=1e-3, atol=1e-6)),
+    "oscillating, torchdiffeq": (
+        oscillating,
+        Solver(backend="torchdiffeq", rtol=1e-3, atol=1e-6),
+    ),
+    "Lorenz": (lambda: lorenz(2.0), Solver(rtol=1e-3, atol=1e-6)),
+    "Lorenz, adjoint": (
+        lambda: lorenz(1.5),
+        Solver(rtol=1e-5, atol=1e-5, gradient="adjoint"),
+    ),
+    "zero-initialised": (zero_initialised, Solver(rtol=1e-8, atol=1e-8)),
+    "zero-initialised, seminorm": (
+        zero_initialised,
+        Solver(rtol=1e-8, atol=1e-8, gradient="adjoint", backward=SEMINORM),
+    ),
+    "bump": (bump, Solver(rtol=1e-6, atol=1e-6)),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_not_adequate_is_seen_and_what_is_recommended_is_adequate(name: str) -> None:
+    """The verdict, and the reference's own word for the recommended settings."""
+    make, solver = BAD[name]
+    found = certify(make(), solver)
+    assert found.verdict == "not adequate", str(found)
+    assert found.recommended is not None
+    assert found.recommended_cost is not None
+    assert found.recommended_cost.within(5e-3), str(found)
+
+
+def test_the_error_of_torchdiffeq_is_the_measured_one() -> None:
+    """58 % of the value, and 72 times the gradient."""
+    found = certify(*(x() if callable(x) else x for x in BAD["oscillating, torchdiffeq"]))
+    assert found.asked.value_error == pytest.approx(0.57, abs=0.02)
+    assert found.asked.gradient_error > 50
+
+
+def test_the_recommended_tolerance_is_adequate_by_its_own_certificate() -> None:
+    """For the oscillating rate: asked again, it says so."""
+    first = certify(oscillating(), BAD["oscillating"][1])
+    assert certify(oscillating(), first.recommended).adequate
+
+
+def test_the_adjoint_of_a_chaotic_system_is_replaced_by_an_exact_gradient() -> None:
+    """At the same tolerance: it is the gradient that is wrong."""
+    found = certify(*(x() if callable(x) else x for x in BAD["Lorenz, adjoint"]))
+    assert found.recommended is not None
+    assert found.recommended.gradient == "checkpointed"
+
+
+def test_a_bump_needs_a_fixed_step() -> None:
+    """No tolerance sees what no step meets."""
+    found = certify(*(x() if callable(x) else x for x in BAD["bump"]))
+    assert found.recommended is not None
+    assert found.recommended.step is not None
+
+
+@pytest.mark.parametrize(
+    ("make", "solver"),
+    [
+        (lambda: ODEProblem(decay, torch.ones(3, dtype=FLOAT), [0.0, 1.0, 2.0]), None),
+        (lambda: ODEProblem(decay, torch.ones(3), [0.0, 1.0]), Solver(rtol=1e-4, atol=1e-5)),
+        (
+            lambda: ODEProblem(decay, torch.ones(3, 2, dtype=FLOAT), [0.0, 1.0], batched=True),
+            Solver(gradient="adjoint"),
+        ),
+        (
+            zero_initialised,
+            Solver(rtol=1e-8, atol=1e-8, gradient="adjoint", backward=Tolerances(1e-8, 1e-8)),
+        ),
+        (oscillating, Solver(rtol=1e-7, atol=1e-9)),
+    ],
+    ids=["decay", "float32", "batched", "zero-initialised, full norm", "oscillating, tight"],
+)
+def test_what_is_adequate_is_called_so(make: object, solver: Solver | None) -> None:
+    """With the settings themselves as the recommendation."""
+    found = certify(make(), solver)  # pyright: ignore
+    assert found.adequate, str(found)
+    assert found.recommended_cost == found.asked
+
+
+def test_one_bad_sample_is_not_hidden_by_the_others() -> None:
+    """Errors are looked at sample by sample: one of 200 has a short kick."""
+    rates = torch.zeros(200, 1, dtype=FLOAT)
+    rates[7] = 50.0
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return rates * torch.exp(-(((t - 0.5) / 0.01) ** 2)) + 0 * y
+
+    problem = ODEProblem(f, torch.ones(200, 1, dtype=FLOAT), [0.0, 1.0], batched=True)
+    found = certify(problem, Solver(rtol=1e-6, atol=1e-6, coupling="shared"))
+    assert found.asked.value_error > 0.3
+
+
+def test_the_certificate_prints_and_becomes_plain_data() -> None:
+    """Verdict first; the recommendation as it would be written."""
+    found = certify(oscillating(), BAD["oscillating"][1])
+    assert str(found).startswith("not adequate: the gradient is off by")
+    assert "use Solver(backend='native', rtol=1e-05" in str(found)
+    assert found.as_dict()["verdict"] == "not adequate"
+
+
+def test_an_accuracy_must_be_positive() -> None:
+    """What to pass instead is said."""
+    with pytest.raises(InvalidProblem, match="accuracy"):
+        certify(oscillating(), accuracy=0.0)
