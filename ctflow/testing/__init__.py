@@ -4,6 +4,7 @@ from ctflow.errors import CheckFailed
 from ctflow.testing.certify import Certificate, certify
 from ctflow.testing.check import check_dynamics, inspect_dynamics
 from ctflow.testing.compare import Comparison, compare
+from ctflow.testing.conformance import inspect_backend, run_backend_conformance
 from ctflow.testing.gradients import check_gradients, inspect_gradients
 from ctflow.testing.laws import (
     Autonomous,
@@ -37,6 +38,8 @@ __all__ = [
     "check_dynamics",
     "check_gradients",
     "compare",
+    "inspect_backend",
     "inspect_dynamics",
     "inspect_gradients",
+    "run_backend_conformance",
 ]

@@ -79,7 +79,7 @@ def test_inputs_and_parameters_are_left_as_they_were() -> None:
     rate = torch.tensor(0.5, dtype=FLOAT, requires_grad=True)
     y0 = torch.ones(2, dtype=FLOAT)
     check_gradients(ODEProblem(lambda t, y: -rate * y, y0, [0.0, 1.0]), ["native"])
-    assert (float(rate), rate.grad, y0.requires_grad) == (0.5, None, False)
+    assert (rate.item(), rate.grad, y0.requires_grad) == (0.5, None, False)
 
 
 def test_float32_is_refused() -> None:
