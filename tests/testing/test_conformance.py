@@ -1,0 +1,61 @@
+"""`run_backend_conformance`: right backends pass, each broken one fails on its own fault."""
+
+from __future__ import annotations
+
+import pytest
+
+from ctflow.backends import available
+from ctflow.testing import CheckFailed, inspect_backend, run_backend_conformance
+from tests.testing.broken_backends import BROKEN, DIRECT, Wrapped
+
+ALSO = {
+    "wrong b in the tableau": {"between_steps", "methods", "structures"},
+    "low-order interpolant": {"methods", "structures"},
+    "NaN with status OK": {"max_steps"},
+    "mutated y0": {"closed_form", "between_steps", "structures", "methods"},
+    "dropped context": {"late_branch", "second_order"},
+    "unguarded late branch": {"second_order"},
+    "detached second order": {"late_branch"},
+    "dropped args": {"second_order"},
+    "truncated quadrature": {"second_order"},
+}
+"""What a fault breaks beside the demand that names it."""
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_installed_backend_conforms(name: str) -> None:
+    """In every combination that it declares; a new one joins by being installed."""
+    if name == "compiled":
+        pytest.skip("its own tests run it: compiling takes minutes")
+    report = run_backend_conformance(name, examples=6)
+    assert not report.having("skipped"), str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", available())
+def test_every_installed_backend_conforms_on_a_thousand_problems(name: str) -> None:
+    """Random fields, structures, batches, grids and directions."""
+    run_backend_conformance(name, examples=1000, seed=10_000)
+
+
+def test_the_wrapper_of_the_broken_ones_is_not_what_fails() -> None:
+    """With no fault added it conforms."""
+    assert run_backend_conformance(Wrapped("sound", features=DIRECT), examples=2).ok
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_backend_fails_on_the_demand_that_names_its_fault(fault: str) -> None:
+    """On that one, and beside it at most on what follows from it."""
+    make, demand = BROKEN[fault]
+    with pytest.raises(CheckFailed) as caught:
+        run_backend_conformance(make(), examples=0)
+    report = caught.value.report
+    assert demand in report.failed, str(report)  # pyright: ignore
+    assert set(report.failed) - {demand} <= ALSO.get(fault, set()), str(report)  # pyright: ignore
+
+
+def test_the_report_names_route_and_cause() -> None:
+    """So that the author knows where to look."""
+    text = str(inspect_backend(BROKEN["dropped args"][0](), examples=0))
+    assert "FAILED gradient_args: there is none [broken direct shared]" in text
+    assert "usual cause:" in text
