@@ -66,4 +66,4 @@ def test_the_built_wheel_holds_the_package_alone(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert wheel.name.startswith(f"ctflow-{ctflow.__version__}-")
     assert "ctflow/py.typed" in names
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"ctflow"}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"ctflow", "ctflow_pytest.py"}
