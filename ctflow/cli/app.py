@@ -7,6 +7,10 @@ from typing import Annotated
 import typer
 
 from ctflow import __version__
+from ctflow.cli.bench import bench
+from ctflow.cli.certify import certify
+from ctflow.cli.check import check
+from ctflow.cli.compare import compare
 from ctflow.cli.info import info
 from ctflow.cli.reproduce import reproduce
 
@@ -20,7 +24,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command()(reproduce)
+app.command()(bench)
 app.command()(info)
+app.command()(check)
+app.command()(compare)
+app.command()(certify)
 
 
 def _show_version(wanted: bool) -> None:

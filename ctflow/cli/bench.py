@@ -1,0 +1,136 @@
+"""`ctflow bench`: the solvers side by side."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from enum import StrEnum
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ctflow.cli.checkout import find_root
+from ctflow.cli.output import one_line_errors
+from ctflow.cli.reproduce import Preset
+from ctflow.errors import CtflowError
+
+__all__ = ["bench"]
+
+
+class Part(StrEnum):
+    """Which half of the work to measure."""
+
+    FORWARD = "forward"
+    GRADIENT = "gradient"
+
+
+class Peer(StrEnum):
+    """Whose solvers are measured beside ours."""
+
+    TORCHDIFFEQ = "torchdiffeq"
+    TORCHODE = "torchode"
+    DIFFRAX = "diffrax"
+
+
+def bench(
+    context: typer.Context,
+    workloads: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="spiral-mlp, cnf-2d, latent-ode, odenet-conv (none: these four); or scaling-batch,"
+            " scaling-parameters, scaling-tolerance, scaling-memory, scaling-depth."
+        ),
+    ] = None,
+    preset: Annotated[
+        Preset,
+        typer.Option(
+            help="smoke: seconds, no claim; quick: minutes a workload; full: up to an hour."
+        ),
+    ] = Preset.QUICK,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of every contestant.")] = 1,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Rounds; otherwise the preset's.")
+    ] = None,
+    only: Annotated[Part | None, typer.Option(help="Measure this half alone.")] = None,
+    skip: Annotated[
+        list[Peer] | None, typer.Option(help="Leave a peer out; may be given several times.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and initial states.")] = 0,
+    diffrax_python: Annotated[
+        Path | None,
+        typer.Option(
+            help="Python of an environment with jax and diffrax; otherwise one is made once, under"
+            " the user's cache directory."
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Source checkout; otherwise found from the working directory upwards."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with code 1 if a target or a band is missed.")
+    ] = False,
+) -> None:
+    """Time ctflow's backends beside torchdiffeq, torchode and diffrax, interleaved.
+
+    Needs a source checkout of ctflow. Results go to reproductions/results/benchmarks/. A peer that
+    is not there is left out, with one line that says so.
+
+    For example:
+
+        ctflow bench spiral-mlp --preset smoke --skip diffrax
+        ctflow bench --check
+        ctflow bench latent-ode --only gradient --threads 2
+    """
+    with one_line_errors(context):
+        driver: Any = _load(find_root(Path.cwd(), root))
+        config: Any = driver.PRESETS[preset.value]
+        given = {
+            "threads": threads,
+            "rounds": repeats,
+            "only": None if only is None else only.value,
+            "skip": tuple(peer.value for peer in skip or ()),
+            "seed": seed,
+            "diffrax_python": None if diffrax_python is None else str(diffrax_python),
+            "command": _command(workloads or [], preset, threads, repeats, only, skip or [], seed),
+        }
+        changes = {key: value for key, value in given.items() if value is not None}
+        records = driver.main(workloads or [], replace(config, **changes))
+    if check and not all(driver.passed(record) for record in records):
+        raise typer.Exit(1)
+
+
+def _load(root: Path) -> Any:  # noqa: ANN401 - a module of the checkout
+    """The driver of a checkout; what it shares with the reproductions becomes importable.
+
+    Raises:
+        CtflowError: If the checkout has none.
+    """
+    folder = root / "reproductions"
+    if not (folder / "benchmarks" / "driver.py").is_file():
+        raise CtflowError(
+            f"{str(folder)!r} has no benchmarks. Use a complete source checkout of ctflow."
+        )
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    return import_module("benchmarks.driver")
+
+
+def _command(
+    workloads: list[str],
+    preset: Preset,
+    threads: int,
+    repeats: int | None,
+    only: Part | None,
+    skip: list[Peer],
+    seed: int,
+) -> str:
+    """The command line that gives this run again, without paths of this machine."""
+    words = ["ctflow", "bench", *workloads, "--preset", preset.value, "--threads", str(threads)]
+    words += [] if repeats is None else ["--repeats", str(repeats)]
+    words += [] if only is None else ["--only", only.value]
+    words += [word for peer in skip for word in ("--skip", peer.value)]
+    return shlex.join([*words, "--seed", str(seed)])

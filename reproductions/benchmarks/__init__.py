@@ -1,0 +1,1 @@
+"""The benchmark behind `ctflow bench`: workloads, contestants, measurements and reports."""
