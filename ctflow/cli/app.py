@@ -11,9 +11,6 @@ from ctflow.cli.bench import bench
 from ctflow.cli.certify import certify
 from ctflow.cli.check import check
 from ctflow.cli.compare import compare
-from ctflow.cli.certify import certify
-from ctflow.cli.check import check
-from ctflow.cli.compare import compare
 from ctflow.cli.info import info
 from ctflow.cli.reproduce import reproduce
 
@@ -29,9 +26,6 @@ app = typer.Typer(
 app.command()(reproduce)
 app.command()(bench)
 app.command()(info)
-app.command()(check)
-app.command()(compare)
-app.command()(certify)
 app.command()(check)
 app.command()(compare)
 app.command()(certify)
