@@ -30,6 +30,15 @@ BREACHES = {
     "a backend from a model": ("ctflow/flows/cnf.py", "from ctflow.backends import native"),
     "the registry from a backend": ("ctflow/backends/scipy.py", "from ctflow.backends import get"),
     "one adapter from another": ("ctflow/backends/scipy.py", "import ctflow.backends.native"),
+    "the test room from a model": (
+        "ctflow/dynamics/block.py",
+        "from ctflow.testing import check_dynamics",
+    ),
+    "the test room from the solver": ("ctflow/api.py", "import ctflow.testing.check"),
+    "the command line from the test room": (
+        "ctflow/testing/check.py",
+        "from ctflow.cli.app import app",
+    ),
     "inside a function": ("ctflow/api.py", "def f():\n    from ctflow.errors import CtflowError"),
     "TYPE_CHECKING": ("ctflow/state.py", "from typing import TYPE_CHECKING"),
     "typing.TYPE_CHECKING": ("ctflow/state.py", "import typing\nif typing.TYPE_CHECKING: pass"),
@@ -56,6 +65,14 @@ ALLOWED = {
         "from ctflow.backends.native.step import rk_step",
     ),
     "the layer by its package": ("ctflow/dynamics/__init__.py", "from .block import ODEBlock"),
+    "everything below by the test room": (
+        "ctflow/testing/check.py",
+        "from ctflow.api import solve\nfrom ctflow.backends.native.step import rk_step",
+    ),
+    "the test room by the command line": (
+        "ctflow/cli/check.py",
+        "from ctflow.testing.check import check_dynamics",
+    ),
     "a library when it is needed": ("ctflow/plotting.py", "def plot():\n    import matplotlib"),
 }
 
@@ -98,13 +115,15 @@ def _package(root: Path) -> None:
     for folder in ("native", "compiled"):
         (root / "ctflow/backends" / folder).mkdir(parents=True)
         (root / "tests/backends" / folder).mkdir(parents=True)
-    for folder in ("dynamics", "flows", "latent"):
+    for folder in ("dynamics", "flows", "latent", "testing", "cli"):
         (root / "ctflow" / folder).mkdir()
     modules = ["errors", "state", "api", "plotting", "backends/scipy", "backends/native/loop"]
-    packages = ["", "backends/", "backends/native/", "dynamics/", "flows/", "latent/"]
+    packages = ["", "backends/", "backends/native/", "dynamics/", "flows/", "latent/", "testing/"]
     for module in [*modules, *(f"{package}__init__" for package in packages)]:
         (root / "ctflow" / f"{module}.py").touch()
     (root / "ctflow/errors.py").write_text('__all__ = ["CtflowError"]')
     (root / "ctflow/latent/model.py").touch()
     (root / "ctflow/dynamics/block.py").touch()
+    (root / "ctflow/testing/check.py").touch()
+    (root / "ctflow/cli/app.py").touch()
     (root / "ctflow/backends/native/step.py").write_text('__all__ = ["rk_step"]')
