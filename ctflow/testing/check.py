@@ -74,7 +74,7 @@ def check_dynamics(
         ...     check_dynamics(lambda t, y: net(y), torch.zeros(4, 2), compiled=False)
         ... except AssertionError as error:
         ...     print(error.report.failed)
-        ('repeatable', 'stateless')
+        ('repeatable',)
     """
     return inspect_dynamics(
         f,
@@ -115,9 +115,9 @@ def inspect_dynamics(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         findings = [*_each(subject, PROPERTIES), *_whole(subject, compiled)]
-        failed = {finding.name for finding in findings if finding.outcome != "passed"}
+        failed = [finding.name for finding in findings if finding.outcome == "failed"]
         findings += _each(subject, declared, failed)
-        findings += [] if "structure" in failed else _information(subject)
+        findings += [] if "structure" in failed else _information(subject, failed)
     title = (
         f"{subject.name}, {examples} examples with t in [{where.t0:g}, {where.t1:g}] and y in "
         f"[{where.low:g}, {where.high:g}]"
@@ -139,21 +139,20 @@ def _each(
     subject: Subject, properties: Iterable[Property], failed: Iterable[str] = ()
 ) -> list[Finding]:
     """One finding for each property that is looked at example by example."""
-    without = set(failed)
+    without = {name: name for name in failed}  # -> the failure that it goes back to
     findings: list[Finding] = []
     for prop in properties:
         missing = [name for name in prop.after if name in without]
         if missing:
-            without.add(prop.name)
-            what = f"says nothing without {missing[0]}"
-            findings.append(Finding(prop.name, "skipped", what))
+            root = without[prop.name] = without[missing[0]]
+            findings.append(Finding(prop.name, "skipped", f"says nothing without {root}"))
         elif prop.batched and not subject.box.batched:
             findings.append(Finding(prop.name, "skipped", "dimension 0 is no batch"))
         else:
             finding = _look(subject, prop)
             findings.append(finding)
             if finding.outcome == "failed":
-                without.add(prop.name)
+                without[prop.name] = prop.name
     return findings
 
 
@@ -243,12 +242,17 @@ def _compiled(subject: Subject) -> Finding:
     return Finding("compiled", "passed")
 
 
-def _information(subject: Subject) -> list[Finding]:
+def _information(subject: Subject, failed: Sequence[str]) -> list[Finding]:
     findings: list[Finding] = []
-    for look in (notes.outside, notes.smoothness, notes.stiffness):
+    noisy = "repeatable" in failed
+    looks: dict[str, Callable[[], Finding]] = {
+        "outside": lambda: notes.outside(subject),
+        "smoothness": lambda: notes.smoothness(subject, noisy),
+        "stiffness": lambda: notes.stiffness(subject),
+    }
+    for name, look in looks.items():
         try:
-            findings.append(look(subject))
+            findings.append(look())
         except Exception as error:  # information about a broken field must not hide its faults
-            name = look.__name__
             findings.append(Finding(name, "skipped", f"{type(error).__name__} was raised"))
     return findings

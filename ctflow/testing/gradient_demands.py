@@ -15,6 +15,7 @@ from ctflow.errors import CtflowError, GradientWarning
 from ctflow.problem import ODEProblem
 from ctflow.testing.asked import Asked, growth
 from ctflow.testing.bench import FLOAT, RTOL, Bench, Known, gap
+from ctflow.testing.gradients import SLACK
 from ctflow.testing.trials import random_recipe
 
 __all__ = [
@@ -191,7 +192,7 @@ def random_problems(bench: Bench, routes: Sequence[Solver]) -> Iterator[tuple[st
     Yields:
         For each example, what it was, and what is wrong.
     """
-    tight = Solver(gradient="direct", rtol=1e-11, atol=1e-11)
+    tight, loose_rtol = Solver(gradient="direct", rtol=1e-11, atol=1e-11), 1e-7
     for i in range(bench.examples):
         solver = routes[i % len(routes)]
         own = None if solver.coupling == "shared" else True
@@ -200,7 +201,7 @@ def random_problems(bench: Bench, routes: Sequence[Solver]) -> Iterator[tuple[st
         if not bench.has(Feature.TIME_GRADIENTS):
             asked.problem.t.requires_grad_(False)
             asked = replace(asked, parts={k: v for k, v in asked.parts.items() if k != "t"})
-        loose = replace(solver, rtol=1e-7, atol=1e-7)
+        loose = replace(solver, rtol=loose_rtol, atol=loose_rtol)
         if not bench.accepts(asked.problem, loose):
             continue
         wanted = asked.gradient(tight)
@@ -209,7 +210,7 @@ def random_problems(bench: Bench, routes: Sequence[Solver]) -> Iterator[tuple[st
         except CtflowError as error:
             yield str(recipe), " ".join(str(error).split())
             continue
-        allowed = 100 * 1e-7 * growth(asked.problem, wanted.solution.y)
+        allowed = SLACK * loose_rtol * growth(asked.problem, wanted.solution.y)
         value = float((found.y - wanted.y).norm()) / max(float(wanted.y.norm()), 1.0)
         gradient = wanted.distance(found) / max(wanted.norm, 1.0)
         wrong = None

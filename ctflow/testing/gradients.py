@@ -15,12 +15,13 @@ from ctflow.problem import ODEProblem
 from ctflow.testing.asked import Asked, Gradient, Loss, difference_along, frozen, growth, on_grid
 from ctflow.testing.report import Finding, Report
 
-__all__ = ["check_gradients", "every_solver", "inspect_gradients", "label"]
+__all__ = ["SLACK", "check_gradients", "every_solver", "inspect_gradients", "label"]
 
 _METHODS: tuple[Method, ...] = ("direct", "checkpointed", "adjoint")
-_SLACK = 100.0
-"""Tolerances that a gradient may be off beside the growth of errors: the interpolant's, at outputs
-inside a step, is controlled by nobody."""
+SLACK = 1e3
+"""Tolerances that a gradient may be off beside the growth of errors. At outputs inside a step the
+interpolant's error is controlled by nobody: gradients of dopri5, ours and others', were seen to be
+190 tolerances off, at every tolerance."""
 _MOST = 1e-2  # a gradient further off than this is wrong, whatever the tolerance
 
 
@@ -135,7 +136,7 @@ def _of_solver(asked: Asked, solver: Solver, reference: Gradient, grown: float) 
     except CtflowError as error:
         return Finding(name, "failed", " ".join(str(error).split()))
     rtol = found.solution.stats.solver.rtol
-    allowed = _MOST if rtol is None else min(_SLACK * rtol * grown, _MOST)
+    allowed = _MOST if rtol is None else min(SLACK * rtol * grown, _MOST)
     whole = max(reference.norm, 1e-12)
     off = {part: reference.distance(found, part) / whole for part in asked.parts}
     worst = max(off, key=lambda part: off[part])

@@ -199,7 +199,9 @@ PROPERTIES = (
         "stateless",
         _stateless,
         "batch norm in training mode updates its running statistics at every evaluation, rejected "
-        "steps included. Use group or layer norm, or call `.eval()`.",
+        "steps included; use group or layer norm, or call `.eval()`. Draw random numbers once per "
+        "solve and pass them as `args`.",
+        after=("structure", "repeatable"),
     ),
     Property(
         "no_grad",

@@ -106,7 +106,13 @@ class Report:
             lines += ["", *finding.lines()]
         passed = ", ".join(finding.name for finding in self.having("passed"))
         lines += ["", _wrap(f"passed {passed or 'nothing'}", "  ")]
-        for finding in (*self.having("skipped"), *self.having("note")):
+        skipped: dict[str, list[str]] = {}
+        for finding in self.having("skipped"):
+            skipped.setdefault(finding.what, []).append(finding.name)
+        lines += [
+            _wrap(f"skipped {', '.join(names)}: {why}", "  ") for why, names in skipped.items()
+        ]
+        for finding in self.having("note"):
             lines += finding.lines()
         return "\n".join(lines)
 
