@@ -5,6 +5,7 @@ This module imports matplotlib, which is optional: it is imported after `need` h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -50,6 +51,10 @@ def figure_of(sweep: Sweep, points: Sequence[Point]) -> Figure:
     for panel, (title, own) in zip(axes, panels.items(), strict=False):
         _draw(panel, sweep, own)
         panel.set_title(title, fontsize=11)
+    heights = [y for point in points if (y := _y(sweep, point))]
+    if heights:  # whole decades, so that there are marks to read
+        floor, ceiling = math.floor(math.log10(min(heights))), math.ceil(math.log10(max(heights)))
+        axes[0].set_ylim(10.0**floor, 10.0 ** max(ceiling, floor + 1))
     axes[0].set_ylabel(_Y[sweep.y])
     return figure
 
@@ -69,6 +74,10 @@ def _draw(panel: Axes, sweep: Sweep, points: Sequence[Point]) -> None:
     panel.set(xscale="log", yscale="log", xlabel=_xlabel(sweep))
     if sweep.name == "scaling-tolerance":
         panel.invert_xaxis()
+    places = sorted({x for point in points if (x := _x(sweep, point))})
+    if places and places[-1] < 100 * places[0]:  # too few decades for powers of ten
+        panel.set_xticks(places, [f"{place:g}" for place in places])
+        panel.minorticks_off()
     panel.grid(color="#DDDDDD")
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False)
@@ -83,7 +92,7 @@ def _label(sweep: Sweep, entry: Entry) -> str:
 def _xlabel(sweep: Sweep) -> str:
     named = {
         "scaling-tolerance": "relative error against a tight solve (better to the right)",
-        "scaling-memory": "accepted forward steps (tolerance 1e-2 to 1e-8)",
+        "scaling-memory": "accepted forward steps (tolerance 1e-2 to 1e-7)",
     }
     return named.get(sweep.name, sweep.axis)
 

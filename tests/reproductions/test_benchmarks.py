@@ -15,6 +15,7 @@ from benchmarks.diffrax_environment import PeerUnavailable, interpreter
 from benchmarks.limits import Cost, cost, limit
 from benchmarks.measuring import Entry, Pace, Tally, in_rounds, ratio
 from benchmarks.report import markdown, summary
+from benchmarks.scaling import SWEEPS
 from benchmarks.targets import COMPARISONS, TARGETS, compared
 from benchmarks.torch_peers import contestants, skipped
 from benchmarks.workloads import WORKLOADS, Flow, perceptron
@@ -209,3 +210,21 @@ def test_an_unknown_workload_is_refused_with_the_names_there_are() -> None:
     """A misspelt name is answered by the list."""
     with pytest.raises(CtflowError, match="there are: spiral-mlp, cnf-2d"):
         driver.main(["spiral"], driver.PRESETS["smoke"])
+
+
+@pytest.mark.usefixtures("only_native")
+def test_a_scaling_run_ends_in_a_record_and_a_figure(tmp_path: Path) -> None:
+    """The smoke preset measures the two smallest sizes."""
+    pytest.importorskip("matplotlib")
+    smoke = replace(driver.PRESETS["smoke"], results=tmp_path, skip=("diffrax",))
+    (record,) = driver.main(["scaling-batch"], smoke)
+    assert driver.passed(record)
+    files = {path.name for path in (tmp_path / "scaling-batch").iterdir()}
+    assert files == {"smoke.json", "smoke.png"}
+
+
+@pytest.mark.parametrize("size", [1e3, 1e4, 1e5, 1e6, 1e7])
+def test_a_network_of_the_parameter_sweep_has_as_many_as_asked_for(size: float) -> None:
+    """Within the rounding of its width."""
+    case = SWEEPS["scaling-parameters"].make(size, driver.PRESETS["smoke"])
+    assert case.n_parameters == pytest.approx(size, rel=0.05)
