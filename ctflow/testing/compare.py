@@ -22,6 +22,9 @@ from ctflow.testing.memory import peak_bytes
 
 __all__ = ["Comparison", "Row", "compare"]
 
+_UNSEEN = frozenset({"compiled"})
+"""Backends whose programs allocate where no operator of torch passes."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -34,7 +37,7 @@ class Row:
         n_forward: Evaluations of `f` in the forward pass, of the sample that took most.
         n_backward: In the backward pass; back-propagation alone evaluates nothing.
         seconds: Time of both passes, median.
-        n_bytes: Most tensor storage alive at once in both.
+        n_bytes: Most tensor storage alive at once in both; None where that cannot be seen.
         doubted: Whether it said itself that its gradient may be wrong.
         failure: Why there are no numbers; empty if there are.
     """
@@ -45,7 +48,7 @@ class Row:
     n_forward: int
     n_backward: int
     seconds: float
-    n_bytes: int
+    n_bytes: int | None
     doubted: bool = False
     failure: str = ""
 
@@ -85,7 +88,7 @@ class Comparison:
             calls = f"{row.n_forward} + {row.n_backward}"
             lines.append(
                 f"{row.solver:{width}}  {row.value:7.1e}   {row.gradient:7.1e}  {calls:>11}  "
-                f"{1e3 * row.seconds:7.1f}  {row.n_bytes / 1024:6.0f}{mark}"
+                f"{1e3 * row.seconds:7.1f}  {_kilobytes(row.n_bytes):>6}{mark}"
             )
         lines.append(f"value, gradient: relative difference from {self.reference}")
         if any(row.doubted for row in self.rows):
@@ -149,14 +152,19 @@ def compare(
     return Comparison(tuple(rows), f"a solve at {tight:.1g} on fixed steps")
 
 
+def _kilobytes(n_bytes: int | None) -> str:
+    return "-" if n_bytes is None else f"{n_bytes / 1024:.0f}"
+
+
 def _row(asked: Asked, solver: Solver, reference: Gradient, repeats: int) -> Row:
     name = label(solver)
     try:
         found = asked.gradient(solver)
     except CtflowError as error:
-        nothing = (math.nan, math.nan, 0, 0, math.nan, 0, False)
+        nothing = (math.nan, math.nan, 0, 0, math.nan, None, False)
         return Row(name, *nothing, " ".join(str(error).split()))
-    n_bytes = peak_bytes(lambda: asked.gradient(solver))
+    seen = found.solution.stats.solver.backend not in _UNSEEN
+    n_bytes = peak_bytes(lambda: asked.gradient(solver)) if seen else None
     times: list[float] = []
     for _ in range(repeats):
         began = time.perf_counter()

@@ -31,7 +31,8 @@ def test_every_installed_backend_has_its_rows() -> None:
         "scipy adjoint",
     }
     assert table.widest < 1e-4
-    assert all(row.n_forward > 0 and row.seconds > 0 and row.n_bytes > 0 for row in table.rows)
+    assert all(row.n_forward > 0 and row.seconds > 0 for row in table.rows)
+    assert all(row.n_bytes is not None and row.n_bytes > 0 for row in table.rows)
 
 
 def test_the_adjoint_keeps_less_than_direct() -> None:
@@ -39,6 +40,8 @@ def test_the_adjoint_keeps_less_than_direct() -> None:
     wanted = [Solver(gradient="direct"), Solver(gradient="adjoint")]
     direct, adjoint = compare(turning(), wanted, repeats=1).rows
     assert direct.n_backward == 0 < adjoint.n_backward
+    assert direct.n_bytes is not None
+    assert adjoint.n_bytes is not None
     assert direct.n_bytes > 2 * adjoint.n_bytes
 
 

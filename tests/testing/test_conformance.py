@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from ctflow.backends import available
+from ctflow.backends.registry import names
 from ctflow.testing import CheckFailed, inspect_backend, run_backend_conformance
 from tests.testing.broken_backends import BROKEN, DIRECT, Wrapped
 
+INSTALLED = [name for name in available() if name != "compiled"]  # it compiles for minutes
 ALSO = {
     "wrong b in the tableau": {"between_steps", "methods", "structures"},
     "low-order interpolant": {"methods", "structures"},
@@ -22,17 +24,23 @@ ALSO = {
 """What a fault breaks beside the demand that names it."""
 
 
-@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("name", INSTALLED)
 def test_every_installed_backend_conforms(name: str) -> None:
     """In every combination that it declares; a new one joins by being installed."""
-    if name == "compiled":
-        pytest.skip("its own tests run it: compiling takes minutes")
-    report = run_backend_conformance(name, examples=6)
+    report = run_backend_conformance(name, examples=3)
     assert not report.having("skipped"), str(report)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", available())
+@pytest.mark.compiler
+@pytest.mark.skipif("compiled" not in names(), reason="there is no compiled backend here")
+def test_the_compiled_backend_conforms() -> None:
+    """With one program for each field, structure and gradient: minutes of compiling."""
+    run_backend_conformance("compiled", examples=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INSTALLED)
 def test_every_installed_backend_conforms_on_a_thousand_problems(name: str) -> None:
     """Random fields, structures, batches, grids and directions."""
     run_backend_conformance(name, examples=1000, seed=10_000)

@@ -18,6 +18,8 @@ def test_the_printed_reports_are_those_of_this_version(capsys: pytest.CaptureFix
     shown: list[str] = []
     printed: list[str] = []
     for code, text in BLOCK.findall(DOCUMENT.read_text()):
+        if "run_backend_conformance(" in code:  # prints nothing, and takes a while
+            continue
         exec(code, namespace)
         shown.append(_words(text))
         printed.append(_words(capsys.readouterr().out))

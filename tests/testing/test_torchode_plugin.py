@@ -46,7 +46,7 @@ def test_it_is_found_by_its_entry_point() -> None:
 
 def test_it_conforms() -> None:
     """The two lines of a third party's test file."""
-    run_backend_conformance("torchode")
+    run_backend_conformance("torchode", examples=4)
 
 
 @pytest.mark.slow
