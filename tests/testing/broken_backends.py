@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctflow import ODEProblem, Solution, Solver, Status, Tolerances
 from ctflow.backends import Feature
-from ctflow.backends.captures import Captures
+from ctflow.backends.captures import Captures, sequence_number
 from ctflow.backends.field import Field
 from ctflow.backends.native.backend import NativeBackend
 from ctflow.backends.native.tableau import METHODS
@@ -172,10 +172,13 @@ def opaque(solve: Solve, problem: ODEProblem, solver: Solver) -> Solution:
 
 
 def _inputs(problem: ODEProblem) -> Sequence[Tensor]:
-    field = Field(problem, Layout.of(problem.y0, per_sample=False))
+    layout = Layout.of(problem.y0, per_sample=False)
+    field = Field(problem, layout)
     captures = Captures(problem, field)
-    kept = [x for x, _ in captures._places.values() if x.requires_grad]  # computed ones too
-    return tuple({id(x): x for x in (*captures.inputs, *kept)}.values())
+    leaf, start = layout.pack(problem.y0).detach().requires_grad_(), problem.t.detach()[:1]
+    marker = sequence_number()
+    captures.discover(field(start.to(leaf.dtype), leaf), leaf, marker)  # computed ones too
+    return captures.inputs
 
 
 def truncated_quadrature(solve: Solve, problem: ODEProblem, solver: Solver) -> Solution:
