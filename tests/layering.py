@@ -33,6 +33,7 @@ _MODULES = {
     "ctflow.solution": Place(3, frozenset({1, 2})),
     "ctflow.backends.protocol": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.field": Place(4, frozenset({1, 2, 3})),
+    "ctflow.backends.places": Place(4, frozenset()),
     "ctflow.backends.captures": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.times": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.cost": Place(4, frozenset({1, 2, 3})),
@@ -63,6 +64,7 @@ _PACKAGES = {
 _ALSO = {
     ("ctflow.backends.compiled", "ctflow.backends.native"),
     ("ctflow.backends.captures", "ctflow.backends.field"),
+    ("ctflow.backends.captures", "ctflow.backends.places"),
     ("ctflow.backends.times", "ctflow.backends.captures"),
     ("ctflow.backends.adjoint", "ctflow.backends.field"),
     ("ctflow.backends.adjoint", "ctflow.backends.captures"),

@@ -11,66 +11,27 @@ handed to that history exactly once.
 
 from __future__ import annotations
 
-import functools
-import types
 from collections.abc import (
     Callable,
     Container,
     Generator,
     Iterable,
     Iterator,
-    Mapping,
     Sequence,
 )
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ctflow.backends.field import Field
+from ctflow.backends.places import Place, tensors_in
 from ctflow.errors import Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.state import flatten_args
 
 __all__ = ["Autocast", "Captures", "pull", "refuse", "refuse_second", "sequence_number"]
-
-_LONGEST = 1_000  # entries of a container that are looked at; a data set is not a parameter
-_MOST = 50_000  # objects that are looked at
-_MODULE_PARTS = frozenset(vars(nn.Module()))
-_NOTHING = object()
-
-
-class _Place(NamedTuple):
-    """One place where a tensor is kept: a dict or list with a key, or a closure's cell."""
-
-    container: Any
-    key: Any
-
-    def get(self) -> object:
-        """What is there now; `_NOTHING` if that was removed."""
-        try:
-            return self.container.cell_contents if self.key is None else self.container[self.key]
-        except (KeyError, IndexError, ValueError):
-            return _NOTHING
-
-    def put(self, value: object) -> None:
-        """Put something there, past any property or setter; `_NOTHING` removes it."""
-        if self.key is None and value is _NOTHING:
-            del self.container.cell_contents
-        elif self.key is None:
-            self.container.cell_contents = value
-        elif value is _NOTHING:
-            del self.container[self.key]
-        else:
-            self.container[self.key] = value
-
-    @property
-    def settable(self) -> bool:
-        """Whether `put` works: not in a tuple, nor beyond the end of a list that was shortened."""
-        if isinstance(self.container, list):
-            return self.key < len(cast("list[object]", self.container))
-        return not isinstance(self.container, tuple | frozenset)
 
 
 class Captures:
@@ -87,9 +48,9 @@ class Captures:
     def __init__(self, problem: ODEProblem, field: Field) -> None:
         self._field = field
         self._args, self._rebuild = flatten_args(problem.args)
-        self._places: dict[int, tuple[Tensor, list[_Place]]] = {}
+        self._places: dict[int, tuple[Tensor, list[Place]]] = {}
         objects = [x for x in self._args if not isinstance(x, Tensor)]
-        for tensor, place in _tensors_in(problem.f, *objects):
+        for tensor, place in tensors_in(problem.f, *objects):
             self._places.setdefault(id(tensor), (tensor, []))[1].append(place)
         self._in_args = {id(x) for x in self._args if _wants_grad(x)}
         found = [x for x in self._args if _wants_grad(x)]
@@ -162,7 +123,7 @@ class Captures:
         self._check_cut()
         leaves = tuple(x.detach().requires_grad_() if _to_cut(x) else x for x in self.inputs)
         stand_in = {id(x): leaf for x, leaf in zip(self.inputs, leaves, strict=True)}
-        undo: list[tuple[_Place, object]] = []
+        undo: list[tuple[Place, object]] = []
         args = self._field.args
         try:
             if stand_in.keys() & self._in_args:
@@ -263,84 +224,6 @@ def _to_cut(x: Tensor) -> bool:
 
 def _wants_grad(x: object) -> bool:
     return isinstance(x, Tensor) and x.requires_grad
-
-
-def _tensors_in(*roots: object) -> Iterator[tuple[Tensor, _Place]]:
-    """Every tensor in reach of the roots by attribute, closure, default, global or item."""
-    seen: set[int] = set()
-    stack: list[object] = list(roots)
-    while stack and len(seen) < _MOST:
-        owner = stack.pop()
-        if id(owner) in seen:
-            continue
-        seen.add(id(owner))
-        for place in _places_in(owner):
-            value = place.get()
-            if isinstance(value, Tensor):
-                yield value, place
-            elif not isinstance(value, _DULL):
-                stack.append(value)
-
-
-_DULL = (
-    str,
-    bytes,
-    int,
-    float,
-    complex,
-    bool,
-    type(None),
-    type,
-    types.ModuleType,
-    torch.dtype,
-    torch.device,
-    torch.Size,
-    torch.Generator,
-)
-
-
-def _places_in(owner: object) -> Iterator[_Place]:
-    """Places of an object that may hold a tensor, or something that holds one."""
-    if isinstance(owner, nn.Module):
-        attributes = vars(owner)
-        for part in ("_parameters", "_buffers", "_modules"):
-            yield from _items(attributes[part])
-        yield from (_Place(attributes, key) for key in list(attributes) if key not in _MODULE_PARTS)
-    elif isinstance(owner, types.FunctionType):
-        yield from (_Place(cell, None) for cell in owner.__closure__ or ())
-        yield from _items(owner.__defaults__ or ())
-        yield from _items(owner.__kwdefaults__ or {})
-        names = [name for name in _names_used(owner.__code__) if name in owner.__globals__]
-        yield from (_Place(owner.__globals__, name) for name in names)
-    elif isinstance(owner, types.MethodType):
-        yield from _items((owner.__self__, owner.__func__))
-    elif isinstance(owner, functools.partial):
-        partial = cast("functools.partial[Any]", owner)
-        yield from _items((partial.func,))
-        yield from _items(partial.args)
-        yield from _items(partial.keywords)
-    elif isinstance(owner, Mapping | list | tuple):
-        yield from _items(cast("Any", owner))
-    elif isinstance(attributes := getattr(owner, "__dict__", None), dict):
-        yield from _items(cast("dict[str, Any]", attributes))
-        call = vars(type(owner)).get("__call__")
-        if isinstance(call, types.FunctionType):
-            yield from _items((call,))
-
-
-def _items(container: Any) -> Iterator[_Place]:  # noqa: ANN401
-    if len(container) > _LONGEST:
-        return
-    keys = list(container) if isinstance(container, Mapping) else range(len(container))
-    for key in keys:
-        yield _Place(container, key)
-
-
-@functools.lru_cache(maxsize=1024)
-def _names_used(code: types.CodeType) -> tuple[str, ...]:
-    """Global names that a function and the functions inside it may read."""
-    inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
-    return (*code.co_names, *(name for other in inner for name in _names_used(other)))
 
 
 def pull(

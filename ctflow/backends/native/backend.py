@@ -25,7 +25,7 @@ from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, GradientReport, Solution, Stats
 from ctflow.state import Layout
 
-__all__ = ["NativeBackend"]
+__all__ = ["NativeBackend", "adaptive_or_fixed", "counted"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class NativeBackend:
         times = _own_dtype(problem.t).expand(layout.batch, -1)
         plan = Integration(
             tableau,
-            self.control or _control(solver, _counted(problem, layout), layout.size),
+            self.control or adaptive_or_fixed(solver, counted(problem, layout), layout.size),
             times.detach(),
             solver.max_steps,
         )
@@ -209,13 +209,14 @@ def _plain(
     return save.result(), outcome, []
 
 
-def _counted(problem: ODEProblem, layout: Layout) -> int:
+def counted(problem: ODEProblem, layout: Layout) -> int:
     """Variables of one sample that are in the error norm."""
     left_out = layout.shapes[len(layout.shapes) - problem.uncontrolled :]
     return layout.size - sum(shape.numel() for shape in left_out) // layout.batch
 
 
-def _control(solver: Solver, n_counted: int, n_variables: int) -> Control:
+def adaptive_or_fixed(solver: Solver, n_counted: int, n_variables: int) -> Control:
+    """The control that portable settings mean."""
     if solver.step is not None:
         return Fixed(solver.step)
     if solver.rtol is None or solver.atol is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -44,7 +44,11 @@ class Verdict(NamedTuple):
 
 
 class Control(Protocol):
-    """Chooses step sizes. All tensors are detached: no gradient passes through a control."""
+    """Chooses step sizes. All tensors are detached: no gradient passes through a control.
+
+    A control may say in a class attribute `VALUES` which of its fields are numbers or tensors that
+    a compiled program takes as inputs; every other field is part of the program.
+    """
 
     def first(
         self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
@@ -78,12 +82,14 @@ class Adaptive:
         to 4.13, and its starting step size (page 169). |y| is the larger of both ends.
     """
 
-    rtol: float
-    atol: float
+    rtol: float | Tensor
+    atol: float | Tensor
     safety: float = 0.9
     shrink: float = 0.2
     grow: float = 10.0
     counted: tuple[slice, ...] | None = None
+
+    VALUES: ClassVar[tuple[str, ...]] = ("rtol", "atol")
 
     def first(
         self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
@@ -151,13 +157,15 @@ class Fixed:
         size: The step, positive, in units of time.
     """
 
-    size: float
+    size: float | Tensor
+
+    VALUES: ClassVar[tuple[str, ...]] = ("size",)
 
     def first(
         self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
     ) -> tuple[Tensor, int]:
         """The step, without any evaluation."""
-        return torch.full_like(span.t0, self.size), 0
+        return torch.zeros_like(span.t0) + self.size, 0
 
     def end(self, t: Tensor, size: Tensor, span: Span) -> Tensor:
         """One step further."""
@@ -181,6 +189,8 @@ class OnGrid:
     """
 
     nodes: Tensor
+
+    VALUES: ClassVar[tuple[str, ...]] = ("nodes",)
 
     def __post_init__(self) -> None:
         """Refuse what is no grid."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ctflow.backends.native.step import Step
+from ctflow.backends.native.step import Step, combine
 from ctflow.backends.native.tableau import Tableau
 
-__all__ = ["evaluate", "stage_weights"]
+__all__ = ["at", "coefficients", "evaluate", "spread", "stage_weights"]
 
 
 def stage_weights(tableau: Tableau, s: Tensor) -> Tensor:
@@ -54,6 +55,48 @@ def evaluate(tableau: Tableau, step: Step, row: Tensor, times: Tensor) -> Tensor
             total = torch.addcmul(total, columns[i], _rows(step.k[i], row))
     inside = torch.addcmul(_rows(step.y0, row), total, _rows(step.h, row))
     return torch.where(at_end.unsqueeze(1), y1, inside)
+
+
+def coefficients(tableau: Tableau, step: Step, stages: int) -> tuple[Tensor, ...]:
+    """The interpolant as a polynomial:  y(t0 + s h) = y0 + sum_j q_j s^(j+1).
+
+    Args:
+        tableau: The method.
+        step: The step.
+        stages: How many of its stages to count; those after them are left out.
+
+    Returns:
+        One q_j [B, N] for each power.
+    """
+    rows = tableau.p[:stages]
+    powers = range(len(tableau.p[0]))
+    return tuple(combine([row[j] for row in rows], step.k) * step.h for j in powers)
+
+
+def at(y0: Tensor, q: Sequence[Tensor], s: Tensor) -> Tensor:
+    """The polynomial of `coefficients` at fractions s of the step; shapes broadcast."""
+    total = q[-1]
+    for lower in reversed(q[:-1]):
+        total = lower + total * s
+    return y0 + total * s
+
+
+def spread(g: Tensor, s: Tensor, n_powers: int) -> tuple[Tensor, ...]:
+    """Cotangents of y0 and of each q_j, from those of states at fractions s: `at` transposed.
+
+    Args:
+        g: Cotangents, [W, B, N].
+        s: Fractions, [W, B, 1].
+        n_powers: Number of the q_j.
+
+    Returns:
+        n_powers + 1 tensors [B, N].
+    """
+    found = [g.sum(0)]
+    for _ in range(n_powers):
+        g = g * s
+        found.append(g.sum(0))
+    return tuple(found)
 
 
 def _rows(x: Tensor, row: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ctflow.backends.native.step import FlatField, Step, rk_step
 from ctflow.backends.native.tableau import Tableau
 from ctflow.solution import Counts, Status, Stop
 
-__all__ = ["Integration", "Outcome", "integrate"]
+__all__ = ["Integration", "Outcome", "cut", "integrate", "resolution"]
 
 _FULL = 1e-9  # a rest shorter than this part of a step is taken along with it
 
@@ -192,9 +192,7 @@ def _judge(plan: Integration, step: Step, size: Tensor) -> Verdict:
 
 def _end(plan: Integration, span: Span, rows: _Rows, place: _Place) -> Tensor:
     """End of the next step, never beyond t1; the present time for samples that have finished."""
-    end = plan.control.end(place.t, place.size, span)
-    rest = (span.t1 - end) * span.direction
-    end = torch.where(rest <= _FULL * place.size, span.t1, end)
+    end = cut(plan.control.end(place.t, place.size, span), place.size, span)
     return end if rows.n_active == len(rows.active) else torch.where(rows.active, end, place.t)
 
 
@@ -231,7 +229,7 @@ def _drop_stuck(
     rows: _Rows, verdict: Verdict, moved: Tensor, span: Span, place: _Place, tried: Tensor
 ) -> _Place:
     """Give up samples whose next step would be below the resolution of time."""
-    stuck = rows.active & ~moved & (verdict.size <= _resolution(place.t, span))
+    stuck = rows.active & ~moved & (verdict.size <= resolution(place.t, span))
     if not bool(stuck.any()):
         return place
     status = torch.where(verdict.finite, int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
@@ -239,7 +237,13 @@ def _drop_stuck(
     return _fail(rows, stuck, status, place._replace(size=size))
 
 
-def _resolution(t: Tensor, span: Span) -> Tensor:
+def cut(end: Tensor, size: Tensor, span: Span) -> Tensor:
+    """The end of a step, [B]: t1 instead of anything beyond it or hardly before it."""
+    rest = (span.t1 - end) * span.direction
+    return torch.where(rest <= _FULL * size, span.t1, end)
+
+
+def resolution(t: Tensor, span: Span) -> Tensor:
     """Step size below which time hardly moves, [B]."""
     eps = torch.finfo(t.dtype).eps
     return torch.maximum(16 * eps * t.abs(), 1e-20 * (span.t1 - span.t0).abs())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctflow.backends.native.tableau import Tableau
 
-__all__ = ["FlatField", "Step", "combine", "rk_step"]
+__all__ = ["FlatField", "Step", "combine", "rk_step", "warm"]
 
 
 class FlatField(Protocol):
@@ -85,6 +85,11 @@ def combine(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
         if w:
             total = x * w if total is None else torch.add(total, x, alpha=w)
     return torch.zeros_like(k[0]) if total is None else total
+
+
+def warm(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> None:
+    """Make the method's constants now: code that is only followed must find them made."""
+    _nodes(tableau, dtype, device)
 
 
 @lru_cache(maxsize=64)

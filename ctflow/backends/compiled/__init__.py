@@ -1,0 +1,1 @@
+"""`backend="compiled"`: the whole adaptive solve, and its gradient, as compiled programs."""

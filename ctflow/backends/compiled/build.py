@@ -1,0 +1,197 @@
+"""From a module of phases to a program: export, compile, keep on disk, load, call."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctflow.errors import BackendUnavailable, Unsupported
+
+__all__ = ["Program", "built", "cache_directory", "counts"]
+
+logger = logging.getLogger("ctflow.compiled")
+
+# Fused multiply-add is what the rest of torch's kernels use; without it a small network's solve
+# takes half as long again.
+_OPTIONS: dict[str, Any] = {
+    "cpp.enable_floating_point_contract_flag": "fast",
+    "aot_inductor.use_runtime_constant_folding": False,
+}
+_VERSION = 1  # of what is kept on disk
+
+
+@dataclass
+class Counted:
+    """How many programs this process compiled, and how many it loaded from disk."""
+
+    compiled: int = 0
+    loaded: int = 0
+
+
+counts = Counted()
+
+
+class Program:
+    """A compiled program.
+
+    Args:
+        path: Its package.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with _quiet():
+            model: Any = torch._inductor.aoti_load_package(str(path))  # pyright: ignore
+        self._model = model
+        self._run: Callable[[list[Tensor]], list[Tensor]] = model.loader.run
+
+    def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Run it: flat tensors in, flat tensors out."""
+        return self._run(inputs)
+
+
+def cache_directory() -> Path:
+    """Where programs are kept between processes: `CTFLOW_CACHE_DIR`, or the user's cache."""
+    chosen = os.environ.get("CTFLOW_CACHE_DIR")
+    if chosen:
+        return Path(chosen) / "compiled"
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "ctflow" / "compiled"
+
+
+def built(module: nn.Module, inputs: Sequence[Tensor], dynamic: Any, name: str) -> Program:  # noqa: ANN401
+    """Compile a module, or load it where an equal one was compiled before.
+
+    Args:
+        module: Its forward takes and returns flat tensors.
+        inputs: Examples, all different tensors.
+        dynamic: Sizes that may change, as `torch.export` wants them.
+        name: For the log.
+
+    Raises:
+        BackendUnavailable: If there is no C++ compiler that works.
+        Unsupported: If an operation cannot be compiled.
+
+    Cost:
+        Tens of seconds; a second from disk.
+    """
+    began = time.perf_counter()
+    try:
+        with torch.no_grad(), _quiet():
+            exported = torch.export.export(
+                module, tuple(inputs), dynamic_shapes=dynamic, strict=True
+            )
+        path = cache_directory() / f"{_fingerprint(exported)}.pt2"
+        program = _loaded(path)
+        if program is not None:
+            counts.loaded += 1
+            logger.info("loaded %s in %.1f s", name, time.perf_counter() - began)
+            return program
+        logger.info("compiling %s; the next process finds it in %s", name, path.parent)
+        program = _compiled(exported, path)
+    except torch._inductor.exc.InvalidCxxCompiler as error:  # pyright: ignore
+        raise BackendUnavailable(
+            "backend 'compiled' needs a C++ compiler, got none that works. Install g++ or clang "
+            "(Debian: apt install g++), or use backend='native'."
+        ) from error
+    except torch._inductor.exc.CppCompileError as error:  # pyright: ignore
+        raise BackendUnavailable(
+            f"backend 'compiled' got an error from the C++ compiler: {_last_line(error)}. Check "
+            "that g++ works, or use backend='native'."
+        ) from error
+    except (BackendUnavailable, Unsupported):
+        raise
+    except Exception as error:
+        raise Unsupported(
+            f"backend 'compiled' cannot compile this `f`: {type(error).__name__}: "
+            f"{_last_line(error)}. Use backend='native'."
+        ) from error
+    counts.compiled += 1
+    logger.info("compiled %s in %.1f s", name, time.perf_counter() - began)
+    return program
+
+
+def _compiled(exported: Any, path: Path) -> Program:  # noqa: ANN401
+    """Compile, and move the package to its place in one step."""
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "program.pt2"
+        with _quiet():
+            torch._inductor.aoti_compile_and_package(  # pyright: ignore
+                exported, package_path=str(package), inductor_configs=_OPTIONS
+            )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = path.with_suffix(f".{os.getpid()}")
+            shutil.copyfile(package, kept)
+            kept.replace(path)
+        except OSError as error:
+            logger.warning("cannot keep the program in %s: %s", path.parent, error)
+        return Program(package)
+
+
+def _loaded(path: Path) -> Program | None:
+    """A program from disk; None where there is none, or none that is whole."""
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        return Program(path)
+    except RuntimeError as error:
+        logger.warning("cannot load %s, compiling again: %s", path, _last_line(error))
+        return None
+
+
+def _fingerprint(exported: Any) -> str:  # noqa: ANN401
+    """Everything the machine code depends on: operations, constants, sizes, versions, processor."""
+    parts = hashlib.sha256()
+    for graph in exported.graph_module.modules():
+        if isinstance(graph, torch.fx.GraphModule):
+            parts.update(graph.print_readable(print_output=False).encode())
+    for name, constant in sorted(exported.constants.items()):
+        parts.update(name.encode())
+        if isinstance(constant, Tensor):
+            parts.update(constant.detach().cpu().contiguous().numpy().tobytes())
+    about = (
+        _VERSION,
+        torch.__version__,
+        torch.version.git_version,
+        str(exported.range_constraints),
+        torch.get_num_threads(),
+        torch.backends.cpu.get_cpu_capability(),
+        str(torch._inductor.cpu_vec_isa.pick_vec_isa()),  # pyright: ignore
+        repr(sorted(_OPTIONS.items())),
+        torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+    )
+    parts.update(repr(about).encode())
+    return parts.hexdigest()
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Without warnings about the insides of torch, which no user can act on."""
+    noisy = logging.getLogger("torch._inductor")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        noisy.setLevel(level)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

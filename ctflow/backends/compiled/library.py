@@ -1,0 +1,193 @@
+"""The programs of this process: one for each kind of solve, and one more where sizes change."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from ctflow.backends.compiled.build import Program, built
+from ctflow.errors import Unsupported
+
+__all__ = ["Family", "Inputs", "Sketch", "Stage"]
+
+Sizes = tuple[tuple[int, ...], ...]
+Make = Callable[["Sketch", Sequence[Tensor]], nn.Module]
+
+_PROBE = 5  # size that a free dimension is followed with; any would do
+
+
+class Free(NamedTuple):
+    """A dimension of any size: `factor` times what `name` stands for."""
+
+    name: str
+    factor: int
+
+
+Dimensions = tuple[tuple["Free | None", ...], ...]
+
+
+class Inputs(NamedTuple):
+    """What a program is called with.
+
+    Attributes:
+        tensors: Flat.
+        names: For the first of them the names of dimensions that are free from the start.
+        batch: Size of the state's first dimension.
+    """
+
+    tensors: list[Tensor]
+    names: Sequence[Sequence[str | None]]
+    batch: int
+
+
+class Sketch:
+    """Stand-ins of tensors, with free dimensions, for code to be followed with.
+
+    Args:
+        free: Names of free dimensions.
+    """
+
+    def __init__(self, free: Sequence[str]) -> None:
+        self._environment = ShapeEnv()
+        self.mode = FakeTensorMode(shape_env=self._environment)
+        self._symbols: dict[str, Any] = {}
+        for i, name in enumerate(free):
+            context = StatelessSymbolicContext([DimDynamic.DYNAMIC])
+            probe = torch.empty(_PROBE + 2 * i)
+            fake = self.mode.from_tensor(probe, symbolic_context=context)
+            self._symbols[name] = fake.shape[0]
+
+    def size(self, own: int, free: Free | None) -> Any:  # noqa: ANN401
+        """A dimension: a number, or a multiple of a symbol."""
+        return own if free is None else free.factor * self._symbols[free.name]
+
+    def tensor(self, like: Tensor, free: Sequence[Free | None]) -> Tensor:
+        """A stand-in."""
+        shape = [self.size(own, name) for own, name in zip(like.shape, free, strict=True)]
+        with self.mode:
+            return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+    def check_free(self, names: Sequence[str]) -> bool:
+        """Whether following the code left these dimensions free."""
+        shown = [self._environment.replacements.get(self._symbols[n].node.expr) for n in names]
+        return all(x is None or not x.is_number for x in shown)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A program and the sizes it takes."""
+
+    program: Program
+    free: Dimensions
+    sizes: Sizes
+    batch: int
+
+    def takes(self, sizes: Sizes) -> bool:
+        """Whether inputs of these sizes may be given to it."""
+        bound: dict[str, int] = {}
+        for own, free, other in zip(self.sizes, self.free, sizes, strict=True):
+            if len(own) != len(other):
+                return False
+            for a, name, b in zip(own, free, other, strict=True):
+                if name is None:
+                    if a != b:
+                        return False
+                    continue
+                value, rest = divmod(b, name.factor)
+                if rest or value < 2 or bound.setdefault(name.name, value) != value:
+                    return False
+        return True
+
+
+@dataclass
+class Family:
+    """Programs that differ in sizes only.
+
+    Args:
+        name: For the log.
+        make: From a sketch and stand-ins of the inputs to the module that becomes a program.
+    """
+
+    name: str
+    stages: list[Stage] = field(default_factory=list[Stage])
+    longest: int = 0
+    n_probes: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    _last: tuple[Sizes, Stage] | None = None
+
+    def get(self, inputs: Inputs, make: Make) -> Program:
+        """The program for these inputs, made now if need be."""
+        sizes = tuple(tuple(x.shape) for x in inputs.tensors)
+        if self._last is not None and self._last[0] == sizes:
+            return self._last[1].program
+        with self.lock:
+            for stage in self.stages:
+                if stage.takes(sizes):
+                    self._last = (sizes, stage)
+                    return stage.program
+            stage = self._new(inputs, sizes, make)
+            self.stages.append(stage)
+            self._last = (sizes, stage)
+            return stage.program
+
+    def _new(self, inputs: Inputs, sizes: Sizes, make: Make) -> Stage:
+        named = [
+            tuple(None if name is None else Free(name, 1) for name in names)
+            for names in inputs.names
+        ]
+        fixed = (*named, *((None,) * x.dim() for x in inputs.tensors[len(named) :]))
+        for earlier in self.stages:
+            wider = _widened(earlier, fixed, sizes, inputs.batch)
+            if wider is not None:
+                try:
+                    return self._make(inputs, sizes, wider, make)
+                except Unsupported:
+                    break  # `f` has its batch size written into it: one program for each
+        return self._make(inputs, sizes, fixed, make)
+
+    def _make(self, inputs: Inputs, sizes: Sizes, free: Dimensions, make: Make) -> Stage:
+        names = sorted({d.name for dimensions in free for d in dimensions if d is not None})
+        sketch = Sketch(names)
+        stand_ins = [
+            sketch.tensor(x, dimensions) for x, dimensions in zip(inputs.tensors, free, strict=True)
+        ]
+        module = make(sketch, stand_ins)
+        if not sketch.check_free(names):
+            raise Unsupported("`f` has a size written into it")
+        dims = {name: torch.export.Dim(name, min=2) for name in names}
+        spec = tuple(
+            {i: d.factor * dims[d.name] if d.factor > 1 else dims[d.name]
+             for i, d in enumerate(dimensions) if d is not None}
+            for dimensions in free
+        )  # fmt: skip
+        examples = [
+            torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs.tensors
+        ]
+        program = built(module, examples, (spec,), self.name)
+        return Stage(program, free, sizes, inputs.batch)
+
+
+def _widened(earlier: Stage, fixed: Dimensions, sizes: Sizes, batch: int) -> Dimensions | None:
+    """The sizes that changed since an earlier program, as multiples of the batch; or None."""
+    found: list[tuple[Free | None, ...]] = []
+    for own, free, other in zip(earlier.sizes, fixed, sizes, strict=True):
+        if len(own) != len(other):
+            return None
+        dimensions: list[Free | None] = []
+        for a, name, b in zip(own, free, other, strict=True):
+            if name is not None or a == b:
+                dimensions.append(name)
+                continue
+            factor, rest = divmod(b, batch)
+            if rest or a != factor * earlier.batch or min(batch, earlier.batch) < 2:
+                return None
+            dimensions.append(Free("batch", factor))
+        found.append(tuple(dimensions))
+    return tuple(found)

@@ -1,0 +1,382 @@
+"""What `f` reads beside t and y: every tensor, and every plain value its Python depends on.
+
+A program was made for certain values of Python's attributes, and takes tensors as inputs. Before
+each solve the present values are compared with those: the tensors of the present are handed in,
+and a changed attribute (a scale, train/eval, a replaced submodule) finds or makes another program.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ctflow.backends.field import Field
+from ctflow.backends.places import Place, names_used
+from ctflow.errors import Unsupported
+from ctflow.problem import ODEProblem
+from ctflow.state import flatten_args
+
+__all__ = ["Reads", "note_counters", "read"]
+
+_MOST = 20_000  # objects that are looked at
+_PLAIN = (str, bytes, int, bool, complex, type(None), torch.dtype, torch.device, torch.Size)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_STANDARD = frozenset(vars(nn.Module()))
+_LIBRARIES = frozenset({"torch", "numpy", "math", "builtins", "functools", "typing", "operator"})
+
+Path = tuple[object, ...]
+
+_COUNTERS: dict[object, set[Path]] = {}  # what an `f` changes by itself when it is called
+_SEEN: OrderedDict[int, tuple[Any, _Walk]] = OrderedDict()
+_REMEMBERED = 64
+
+
+class _Walk:
+    """Everything in reach of one object, in a fixed order.
+
+    Attributes:
+        tensors: Each tensor once.
+        places: Where each of them is kept.
+        holders: Places of tuples with tensors in them.
+        parts: What the Python of `f` can depend on; hashable.
+        plain: Plain values by their path.
+        watch: (container, key, value) of all of it, to see quickly that nothing changed.
+        sure: Whether `watch` sees every change.
+    """
+
+    def __init__(self, root: object) -> None:
+        self.tensors: list[Tensor] = []
+        self.places: list[list[Place]] = []
+        self.holders: list[Place] = []
+        self.parts: list[object] = []
+        self.plain: dict[Path, object] = {}
+        self.watch: list[tuple[Any, Any, object]] = []
+        self.sizes: list[tuple[Any, int]] = []
+        self.modules: list[tuple[nn.Module, bool]] = []
+        self.alive: list[object] = []
+        self.sure = True
+        self._index: dict[int, int] = {}
+        self._seen: dict[int, int] = {}
+        self._ignored = _COUNTERS.get(_kind(root), frozenset())
+        self.visit(root, None, ())
+
+    def unchanged(self) -> bool:
+        """Whether everything still is what it was, by identity."""
+        if not self.sure:
+            return False
+        try:
+            for container, key, value in self.watch:
+                now = container.cell_contents if key is None else container[key]
+                if now is not value:
+                    return False
+        except (KeyError, IndexError, ValueError):
+            return False
+        for container, size in self.sizes:
+            if len(container) != size:
+                return False
+        return all(module.training is mode for module, mode in self.modules)
+
+    def visit(self, value: object, place: Place | None, path: Path) -> None:
+        """Note one value and all that it leads to."""
+        if place is not None:
+            self.watch.append((place.container, place.key, value))
+        if isinstance(value, Tensor):
+            self._tensor(value, place)
+        elif isinstance(value, float):
+            self._plain(path, (float, value.hex()))
+        elif isinstance(value, _PLAIN):
+            self._plain(path, (type(value), value))
+        elif isinstance(value, type):
+            self.parts.append(value)
+        elif id(value) in self._seen:
+            self.parts.append(("again", self._seen[id(value)]))
+        else:
+            self._seen[id(value)] = len(self._seen)
+            self.alive.append(value)
+            if len(self._seen) > _MOST:
+                raise Unsupported(
+                    "backend 'compiled' cannot tell what `f` depends on: it reaches more than "
+                    f"{_MOST} objects. Keep data out of its attributes, or use backend='native'."
+                )
+            self._object(value, place, path)
+
+    def _plain(self, path: Path, value: object) -> None:
+        if path in self._ignored:
+            self.parts.append("counter")
+        else:
+            self.plain[path] = value
+            self.parts.append(value)
+
+    def _tensor(self, x: Tensor, place: Place | None) -> None:
+        index = self._index.get(id(x))
+        if index is None:
+            index = self._index[id(x)] = len(self.tensors)
+            self.tensors.append(x)
+            self.places.append([])
+        if place is not None:
+            self.places[index].append(place)
+        self.parts.append(("tensor", index))
+
+    def _object(self, value: Any, place: Place | None, path: Path) -> None:  # noqa: ANN401
+        self.parts.append(type(value))
+        if isinstance(value, nn.Module):
+            self._module(value, path)
+        elif isinstance(value, types.FunctionType):
+            self._function(value, path)
+        elif isinstance(value, types.MethodType):
+            self.visit(value.__func__, None, (*path, "__func__"))
+            self.visit(value.__self__, None, (*path, "__self__"))
+        elif isinstance(value, functools.partial):
+            partial = cast("functools.partial[Any]", value)
+            self.visit(partial.func, None, (*path, "func"))
+            self._items(partial.args, (*path, "args"))
+            self._items(partial.keywords, (*path, "keywords"))
+        elif isinstance(value, tuple | list | Mapping):
+            before = len(self.tensors)
+            self._items(cast("Any", value), path)
+            if isinstance(value, tuple) and place is not None and len(self.tensors) > before:
+                self.holders.append(place)
+        elif isinstance(value, np.ndarray):
+            self.sure = False
+            array = cast("np.ndarray[Any, Any]", value)
+            self.parts.append((array.shape, str(array.dtype), array.tobytes()))
+        elif isinstance(value, types.ModuleType):
+            self.parts.append(value.__name__)
+        elif isinstance(attributes := getattr(value, "__dict__", None), dict):
+            self._items(cast("dict[str, Any]", attributes), path)
+            self._class(type(value), ("__call__",), path)
+        elif isinstance(value, set | frozenset):
+            self.sure = False
+            self.parts.append(repr(cast("object", value)))
+        else:
+            self.parts.append(("id", id(value)))
+
+    def _items(self, container: Any, path: Path) -> None:  # noqa: ANN401
+        keys = list(container) if isinstance(container, Mapping) else range(len(container))
+        self.sizes.append((container, len(container)))
+        for key in keys:
+            self.parts.append(key if isinstance(key, _PLAIN) else id(key))
+            self.visit(container[key], Place(container, key), (*path, key))
+
+    def _module(self, module: nn.Module, path: Path) -> None:
+        self.parts.append(module.training)
+        self.modules.append((module, module.training))
+        attributes = vars(module)
+        for part in ("_parameters", "_buffers", "_modules", *_HOOKS):
+            self._items(attributes[part], (*path, part))
+        own = [key for key in attributes if key not in _STANDARD]
+        self.sizes.append((attributes, len(attributes)))
+        for key in own:
+            self.parts.append(key)
+            self.visit(attributes[key], Place(attributes, key), (*path, key))
+        self._class(type(module), ("forward",), path)
+
+    def _function(self, function: types.FunctionType, path: Path) -> None:
+        self.parts.append(function.__code__)
+        for i, cell in enumerate(function.__closure__ or ()):
+            place = Place(cell, None)
+            self.visit(place.get(), place, (*path, "closure", i))
+        self._items(function.__defaults__ or (), (*path, "defaults"))
+        self._items(function.__kwdefaults__ or {}, (*path, "kwdefaults"))
+        self._globals(function, path)
+
+    def _globals(self, function: types.FunctionType, path: Path) -> None:
+        names = names_used(function.__code__)
+        space = function.__globals__
+        for name in names:
+            if name not in space:
+                continue
+            value = space[name]
+            if isinstance(value, types.ModuleType):
+                if value.__name__.partition(".")[0] not in _LIBRARIES:
+                    self._of_module(value, names, path)
+            elif not _is_of_library(value):
+                self.visit(value, Place(space, name), (*path, "globals", name))
+
+    def _of_module(self, module: types.ModuleType, names: Sequence[str], path: Path) -> None:
+        """What `f` may read as `module.name`."""
+        space = vars(module)
+        for name in names:
+            if name in space and isinstance(space[name], (*_PLAIN, float, Tensor)):
+                where = (*path, "module", module.__name__, name)
+                self.visit(space[name], Place(space, name), where)
+
+    def _class(self, kind: type, starts: tuple[str, ...], path: Path) -> None:
+        """Methods that a call may use, and constants of the class."""
+        for base in kind.__mro__:
+            if base.__module__.partition(".")[0] in _LIBRARIES:
+                continue
+            space = vars(base)
+            todo, known = list(starts), set(starts)
+            while todo:
+                value = space.get(todo.pop())
+                value = value.fget if isinstance(value, property) else value
+                value = value.__func__ if isinstance(value, staticmethod | classmethod) else value
+                if not isinstance(value, types.FunctionType):
+                    continue
+                self.visit(value, None, (*path, base.__name__, value.__name__))
+                for name in names_used(value.__code__):
+                    if name in known or name not in space:
+                        continue
+                    known.add(name)
+                    todo.append(name)
+                    if isinstance(space[name], (*_PLAIN, float)):
+                        place = Place(space, name)
+                        self.visit(space[name], place, (*path, base.__name__, name))
+
+
+def _is_of_library(value: object) -> bool:
+    """Functions and classes of torch and of Python itself: they do not change."""
+    if isinstance(value, types.BuiltinFunctionType):
+        return True
+    if isinstance(value, type | types.FunctionType):
+        return value.__module__.partition(".")[0] in {*_LIBRARIES, "ctflow"}
+    return False
+
+
+def _kind(f: object) -> object:
+    """What instances of the same dynamics have in common."""
+    if isinstance(f, types.MethodType):
+        return _kind(f.__func__)
+    return f.__code__ if isinstance(f, types.FunctionType) else type(f)
+
+
+@dataclass(frozen=True, eq=False)
+class Reads:
+    """What one solve's `f` and `args` hold.
+
+    Attributes:
+        key: Everything a program for them depends on but the shapes of the tensors; hashable.
+        tensors: The tensors, to be handed to the program.
+    """
+
+    key: tuple[object, ...]
+    tensors: tuple[Tensor, ...]
+    _walk: _Walk
+    _args: tuple[Any, ...]
+    _rebuild: Callable[[Sequence[Any]], Any]
+    _positions: tuple[int, ...]
+
+    @contextmanager
+    def replaced(self, field: Field, stand_ins: Sequence[Tensor]) -> Generator[None]:
+        """Put other tensors in the places of `tensors`, and back afterwards."""
+        walk = self._walk
+        new = {id(x): s for x, s in zip(walk.tensors, stand_ins, strict=False)}
+        args, undo = field.args, list[tuple[Place, object]]()
+        leaves = list(self._args)
+        for position, stand_in in zip(
+            self._positions, stand_ins[len(walk.tensors) :], strict=False
+        ):
+            leaves[position] = stand_in
+        try:
+            field.args = self._rebuild(leaves)
+            for holder in walk.holders:
+                if holder.settable:
+                    before = holder.get()
+                    holder.put(_exchanged(before, new))
+                    undo.append((holder, before))
+            for tensor, places in zip(walk.tensors, walk.places, strict=True):
+                for place in places:
+                    if place.settable and place.get() is tensor:
+                        place.put(new[id(tensor)])
+                        undo.append((place, tensor))
+            yield
+        finally:
+            field.args = args
+            for place, before in reversed(undo):
+                place.put(before)
+
+
+def _exchanged(value: Any, new: Mapping[int, Tensor]) -> Any:  # noqa: ANN401
+    """A tuple with other tensors in it."""
+    if isinstance(value, Tensor):
+        return new.get(id(value), value)
+    if not isinstance(value, tuple):
+        return value
+    items = [_exchanged(item, new) for item in cast("tuple[Any, ...]", value)]
+    kind: Any = type(cast("object", value))
+    return tuple(items) if kind is tuple else kind(*items)
+
+
+def read(problem: ODEProblem) -> Reads:
+    """Look at what `f` and `args` hold now.
+
+    Raises:
+        Unsupported: If there is too much to look at.
+
+    Cost:
+        About 10 microseconds for the same `f` as before with nothing changed, ten times that else.
+    """
+    walk = _walk_of(problem.f)
+    leaves, rebuild = flatten_args(problem.args)
+    positions = tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor))
+    others: list[object] = []
+    if problem.args is not None:
+        rest = _Walk([None if isinstance(x, Tensor) else x for x in leaves])
+        if rest.tensors:
+            raise Unsupported(
+                "backend 'compiled' cannot find tensors inside objects in `args`, got "
+                f"{len(rest.tensors)}. Pass the tensors themselves, in tuples, lists and dicts."
+            )
+        others = [str(_structure(problem.args)), positions, *rest.parts]
+    key = (tuple(walk.parts), tuple(others))
+    tensors = (*walk.tensors, *(leaves[i] for i in positions))
+    return Reads(key, tensors, walk, tuple(leaves), rebuild, positions)
+
+
+def _structure(args: object) -> object:
+    return torch.utils._pytree.tree_structure(cast("Any", args))  # pyright: ignore
+
+
+def _walk_of(f: object) -> _Walk:
+    """The walk from `f`, repeated only if something changed."""
+    known = _SEEN.get(id(f))
+    if known is not None and known[0]() is f and known[1].unchanged():
+        return known[1]
+    walk = _Walk(f)
+    try:
+        _SEEN[id(f)] = (weakref.ref(cast("Any", f)), walk)
+    except TypeError:
+        return walk
+    _SEEN.move_to_end(id(f))
+    while len(_SEEN) > _REMEMBERED:
+        _SEEN.popitem(last=False)
+    return walk
+
+
+def note_counters(f: object, before: Reads) -> bool:
+    """Find out which plain values `f` changes by itself, and leave them out of keys from now on.
+
+    Args:
+        f: The dynamics, that has been called since.
+        before: What it held before.
+
+    Returns:
+        Whether there are any.
+
+    Raises:
+        Unsupported: If it changed more than plain values.
+    """
+    _SEEN.pop(id(f), None)
+    old, new = before._walk.plain, _Walk(f).plain  # pyright: ignore[reportPrivateUsage]
+    changed = {path for path in old if old[path] != new.get(path)}
+    lost = [path for path in (*old, *new) if path not in old or path not in new]
+    if lost:
+        where = ".".join(str(step) for step in lost[0])
+        raise Unsupported(
+            f"backend 'compiled' cannot follow an `f` that changes what it holds, got {where!r} "
+            "added or removed by a call. Keep logs out of `f`, or use backend='native'."
+        )
+    if changed:
+        _COUNTERS.setdefault(_kind(f), set()).update(changed)
+    return bool(changed)

@@ -1,0 +1,237 @@
+"""Improvements of a graph before it becomes C++: what the compiler does not do by itself.
+
+* Small matrix products become sums of products, which are fused with what surrounds them. A
+  library call costs 1 to 3 microseconds, more than the arithmetic of a small network's layer.
+* tanh in float32 becomes the rational function of degree 13 over 6 that Eigen and XLA use: 0.3
+  instead of 2.3 nanoseconds an element, and within 3 units in the last place of the true value.
+* What does not change during a loop (a transposed weight) is computed before it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch.fx.experimental.proxy_tensor import make_fx
+
+__all__ = ["improved", "outputs_of", "split_constant"]
+
+_SMALL = 8192  # multiplications below which a library call costs more than the product
+_UNROLLED = 8  # inner dimension up to which a product is no more than a few fused operations
+
+# Rational approximation of tanh on [-7.9, 7.9], beyond which float32 rounds it to 1: numerator by
+# odd powers from the highest, denominator by even ones (coefficients: Eigen's ptanh, as in XLA).
+_NUMERATOR = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11,
+              5.12229709037114e-08, 1.48572235717979e-05, 6.37261928875436e-04,
+              4.89352455891786e-03)  # fmt: skip
+_DENOMINATOR = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03,
+                4.89352518554385e-03)  # fmt: skip
+_BOUND = 7.90531110763549805
+_LINEAR = 4e-4  # below it tanh(x) = x in float32
+
+_ATEN = torch.ops.aten
+_DETACHED = (_ATEN.detach.default, _ATEN.alias.default, _ATEN.detach_copy.default)
+
+
+def improved(graph: fx.GraphModule, exact: bool) -> fx.GraphModule:
+    """The same function, faster.
+
+    Args:
+        graph: Functional operations with their shapes noted; changed in place.
+        exact: Leave elementary functions to the compiler.
+
+    Returns:
+        The graph.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target in _DETACHED:  # no derivative is taken of this graph any more
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    _merge_equal(graph)
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function":
+            continue
+        replacement = _replacement(node, exact)
+        if replacement is None:
+            continue
+        function, inputs = replacement
+        examples = [x.meta["val"] for x in inputs]
+        inner = make_fx(function, tracing_mode="real")(*examples)
+        with graph.graph.inserting_before(node):
+            table: dict[fx.Node, Any] = {}
+            stand_ins = iter(inputs)
+            for own in inner.graph.nodes:
+                if own.op == "placeholder":
+                    table[own] = next(stand_ins)
+                elif own.op == "output":
+                    node.replace_all_uses_with(table[own.args[0]])
+                else:
+                    table[own] = graph.graph.node_copy(own, table.__getitem__)
+        graph.graph.erase_node(node)
+    _merge_equal(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def outputs_of(graph: fx.GraphModule) -> list[Tensor]:
+    """Examples of what a graph returns."""
+    found: Any = graph.graph.output_node().args[0]
+    return [x.meta["val"] for x in found]
+
+
+def split_constant(
+    graph: fx.GraphModule, positions: Iterable[int]
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Take what depends on constant inputs alone out of a loop's body.
+
+    Args:
+        graph: The body.
+        positions: Which inputs are constant: the last ones.
+
+    Returns:
+        A graph from the constant inputs to what replaces them, and the body that takes this.
+    """
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    given = [inputs[i] for i in positions]
+    constant = set(given)
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            constant.add(node)
+        elif node.op == "call_function" and _moves(node) and node.all_input_nodes:
+            constant.update({node} if constant.issuperset(node.all_input_nodes) else ())
+    used = [
+        node
+        for node in graph.graph.nodes
+        if node in constant
+        and node.op != "get_attr"
+        and any(user not in constant for user in node.users)
+    ]
+    before = fx.Graph()
+    table: dict[fx.Node, fx.Node] = {node: before.placeholder(node.name) for node in given}
+    for node in graph.graph.nodes:
+        if node in constant and node not in table:
+            table[node] = before.node_copy(node, table.__getitem__)
+    results: list[fx.Node] = []
+    for node in used:
+        if node in given:
+            results.append(table[node])
+        else:
+            kept = before.call_function(
+                _ATEN.clone.default, (table[node],), {"memory_format": torch.contiguous_format}
+            )
+            results.append(kept)
+    before.output(tuple(results))
+    before.eliminate_dead_code()
+
+    body = fx.Graph()
+    table = {}
+    for node in inputs:
+        if node not in given:
+            table[node] = body.placeholder(node.name)
+    for node in used:
+        table[node] = body.placeholder(f"constant_{node.name}")
+    for node in graph.graph.nodes:
+        if node in table or node in given or (node in constant and node.op != "get_attr"):
+            continue
+        table[node] = body.node_copy(node, table.__getitem__)
+    body.eliminate_dead_code()
+    return fx.GraphModule(graph, before), fx.GraphModule(graph, body)
+
+
+def _moves(node: fx.Node) -> bool:
+    """Whether a node is a pure function of tensors."""
+    target = node.target
+    return isinstance(target, OpOverload) and not target._schema.is_mutable  # pyright: ignore
+
+
+def _merge_equal(graph: fx.GraphModule) -> None:
+    """Compute once what is computed twice."""
+    known: dict[object, fx.Node] = {}
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or not (_moves(node) or node.target is operator.getitem):
+            continue
+        key = (node.target, _frozen(node.args), _frozen(node.kwargs))
+        first = known.setdefault(key, node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.graph.erase_node(node)
+
+
+def _frozen(value: Any) -> object:  # noqa: ANN401
+    if isinstance(value, list | tuple):
+        return (type(value).__name__, *(_frozen(item) for item in value))
+    if isinstance(value, dict):
+        return tuple((key, _frozen(item)) for key, item in value.items())
+    if isinstance(value, bool | int | float | str | type(None)):
+        return (type(value), repr(value))
+    return value if isinstance(value, fx.Node) else (type(value), str(value))
+
+
+_Rewrite = tuple[Callable[..., Tensor], Sequence[fx.Node]]
+
+
+def _replacement(node: fx.Node, exact: bool) -> _Rewrite | None:
+    """What a node becomes, and of which nodes; None where it stays."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.device.type != "cpu":
+        return None
+    if node.target is _ATEN.tanh.default and not exact and value.dtype == torch.float32:
+        return _rational_tanh, node.args  # pyright: ignore
+    if node.target is _ATEN.mm.default:
+        return _product(node, None)
+    if node.target is _ATEN.addmm.default and not node.kwargs:
+        return _product(node, node.args[0])
+    return None
+
+
+def _product(node: fx.Node, added: Any) -> _Rewrite | None:  # noqa: ANN401
+    a, b = node.args[-2:]
+    if not (isinstance(a, fx.Node) and isinstance(b, fx.Node)):
+        return None
+    shapes = (*a.meta["val"].shape, b.meta["val"].shape[1])
+    if not all(isinstance(size, int) for size in shapes[1:]):
+        return None
+    rows, inner, columns = shapes
+    if inner == 0 or a.meta["val"].dtype not in (torch.float32, torch.float64):
+        return None
+    few = isinstance(rows, int) and rows * inner * columns <= _SMALL
+    if inner > _UNROLLED and not few:
+        return None
+    function = _unrolled if inner <= _UNROLLED else _summed
+    if added is None:
+        return function, (a, b)
+    return (lambda bias, a, b: bias + function(a, b)), (added, a, b)
+
+
+def _unrolled(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b for a short inner dimension: [M, K], [K, N] -> [M, N]."""
+    b = b.contiguous()
+    total = a[:, :1] * b[:1]
+    for k in range(1, b.shape[0]):
+        total = total + a[:, k : k + 1] * b[k : k + 1]
+    return total
+
+
+def _summed(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b as a reduction, along memory where the inner dimension is the longest."""
+    if b.shape[1] >= b.shape[0]:
+        return (a.unsqueeze(2) * b.contiguous().unsqueeze(0)).sum(1)
+    return (a.unsqueeze(1) * b.t().contiguous().unsqueeze(0)).sum(2)
+
+
+def _rational_tanh(x: Tensor) -> Tensor:
+    """tanh within 3 units in the last place."""
+    y = x.clamp(-_BOUND, _BOUND)
+    square = y * y
+    top = square * _NUMERATOR[0] + _NUMERATOR[1]
+    for c in _NUMERATOR[2:]:
+        top = square * top + c
+    bottom = square * _DENOMINATOR[0] + _DENOMINATOR[1]
+    for c in _DENOMINATOR[2:]:
+        bottom = square * bottom + c
+    return torch.where(x.abs() < _LINEAR, x, y * top / bottom)

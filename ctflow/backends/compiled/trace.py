@@ -1,0 +1,177 @@
+"""The user's `f` and its vector-Jacobian product as graphs of elementary operations."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ctflow.backends.compiled.reads import Reads
+from ctflow.backends.field import Field
+from ctflow.errors import CtflowError, InvalidProblem, Unsupported
+from ctflow.problem import ODEProblem
+from ctflow.state import Layout
+
+__all__ = ["Traced", "graph_of", "trace"]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A vector field that no longer needs Python.
+
+    Attributes:
+        value: (t [B], y [B, N], *tensors) -> f, [B, N].
+        pulled: (t, y, cotangent [B, N], *tensors) -> (f, its product with df/dy, and with the
+            derivative by each tensor of `wanted`); None where no gradient was asked for.
+        wanted: Which of the tensors a gradient is wanted of, by index.
+    """
+
+    value: fx.GraphModule
+    pulled: fx.GraphModule | None
+    wanted: tuple[int, ...]
+
+
+def trace(
+    problem: ODEProblem,
+    reads: Reads,
+    layout: Layout,
+    inputs: tuple[Tensor, Tensor],
+    tensors: Sequence[Tensor],
+    wanted: tuple[int, ...] | None,
+) -> Traced:
+    """Follow `f` once through its value, and once through its derivative.
+
+    The derivative is that of autograd as `f` itself arranges it: what it detaches stays detached,
+    and what it differentiates inside is differentiated again.
+
+    Args:
+        problem: Whose `f` is followed.
+        reads: The places where `f` finds its tensors.
+        layout: How the flat state maps to the user's.
+        inputs: t [B] and y [B, N], fake.
+        tensors: Stand-ins for the tensors of `reads`, fake.
+        wanted: Indices of the tensors a gradient is wanted of; None for no derivative at all.
+
+    Raises:
+        Unsupported: If `f` cannot be followed: its Python depends on values, it draws random
+            numbers, it reads a tensor that cannot be found, it changes one.
+    """
+    field = Field(problem, layout)
+    t, y = inputs
+
+    def value(t: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
+        with torch.no_grad(), reads.replaced(field, tensors):
+            return field(t, y)
+
+    def pulled(t: Tensor, y: Tensor, cotangent: Tensor, *tensors: Tensor) -> list[Tensor]:
+        picked = () if wanted is None else wanted
+        with torch.enable_grad():
+            state = y.detach().requires_grad_()
+            leaves = [
+                x.detach().requires_grad_() if i in picked else x for i, x in enumerate(tensors)
+            ]
+            with reads.replaced(field, leaves):
+                dy = field(t, state)
+        inner = (state, *(leaves[i] for i in picked))
+        if not dy.requires_grad:
+            return [dy.detach(), *(torch.zeros_like(x) for x in inner)]
+        found: list[Tensor | None] = list(
+            torch.autograd.grad(dy, inner, cotangent, allow_unused=True)
+        )
+        return [
+            dy.detach(),
+            *(
+                torch.zeros_like(x) if g is None else g.detach()
+                for g, x in zip(found, inner, strict=True)
+            ),
+        ]
+
+    forward = _followed(value, (t, y, *tensors))
+    backward = None if wanted is None else _followed(pulled, (t, y, torch.empty_like(y), *tensors))
+    return Traced(forward, backward, wanted or ())
+
+
+def graph_of(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """A function of tensors as a graph of functional operations."""
+
+    def flat(*inputs: Tensor) -> Any:  # noqa: ANN401 - make_fx miscounts a method's arguments
+        return function(*inputs)
+
+    return make_fx(flat, tracing_mode="real")(*inputs)
+
+
+def _followed(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """The graph of the user's code, without changes in place; refused in the user's terms."""
+    try:
+        graph = make_fx(function, tracing_mode="real")(*inputs)
+        _check_pure(graph, len(inputs))
+        graph = make_fx(torch.func.functionalize(graph, remove="mutations"))(*inputs)
+    except CtflowError:
+        raise
+    except Exception as error:
+        raise Unsupported(
+            "backend 'compiled' cannot trace `f`: "
+            f"{_reason(error)}{_line(error)}. Use backend='native', which runs any Python."
+        ) from error
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def _check_pure(graph: fx.GraphModule, n_inputs: int) -> None:
+    """Refuse random numbers, and changes of what `f` was given or reads."""
+    given = {node for i, node in enumerate(graph.graph.nodes) if i < n_inputs}
+    owner: dict[fx.Node, fx.Node] = {node: node for node in given}
+    for node in graph.graph.nodes:
+        target = node.target
+        if node.op != "call_function" or not isinstance(target, OpOverload):
+            continue
+        if torch.Tag.nondeterministic_seeded in target.tags:
+            raise Unsupported(
+                f"backend 'compiled' cannot trace `f`: it draws random numbers ({target}), which "
+                "would differ when a step is redone. Draw them outside and pass them in `args=`, "
+                "put dropout in eval mode, or use backend='native' with gradient='direct'."
+            )
+        if not node.args or not isinstance(node.args[0], fx.Node):
+            continue
+        first = node.args[0]
+        if first in owner and target.is_view:
+            owner[node] = owner[first]
+        if target._schema.is_mutable and first in owner:  # pyright: ignore
+            raise InvalidProblem(
+                f"`f` must not change its input, or a tensor that it reads, got {target} on one "
+                "(batch norm in training mode does this too). Use out-of-place operations, and "
+                "`module.eval()`."
+            )
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    text = " ".join(str(error).split())
+    name = type(error).__name__
+    if "DataDependent" in name or "GuardOnDataDependent" in name or "_local_scalar_dense" in text:
+        return (
+            "its Python depends on the values of tensors (an `if`, `while`, `.item()`, `float()`)"
+        )
+    if "convert all Tensors to FakeTensors" in text or "Found a real tensor" in text:
+        return "it reads a tensor that is kept where ctflow cannot find it (pass it in `args=`)"
+    return f"{name}: {text[:300]}"
+
+
+def _line(error: BaseException) -> str:
+    """The last line of the user's own code on the way to the error."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "/torch/" not in frame.filename and "/ctflow/backends/" not in frame.filename
+    ]
+    if not frames:
+        return ""
+    frame = frames[-1]
+    return f", at {frame.filename}:{frame.lineno}: `{frame.line}`"

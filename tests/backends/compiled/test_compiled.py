@@ -1,0 +1,109 @@
+"""The compiled solve and its gradient are native's, and refusals say what to do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ctflow import ODEProblem, Solver, Status, Unsupported, odeint, solve
+from ctflow.backends.compiled.backend import CompiledBackend
+from ctflow.backends.compiled.build import counts
+
+SOLVER = Solver(rtol=1e-6, atol=1e-8)
+COMPILED = Solver(backend=CompiledBackend(), rtol=1e-6, atol=1e-8)
+
+
+class Field(nn.Module):
+    """A small network that counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first = nn.Linear(2, 12, dtype=torch.float64)
+        self.second = nn.Linear(12, 2, dtype=torch.float64)
+        with torch.no_grad():
+            for x in self.parameters():
+                x.copy_(0.5 * torch.randn(x.shape, generator=generator, dtype=x.dtype))
+        self.scale = 1.0
+        self.calls = 0
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Evaluate it."""
+        self.calls += 1
+        return self.scale * self.second(torch.tanh(self.first(y**3))) * torch.cos(t)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CTFLOW_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def _gradients(f: Field, y0: Tensor, t: Tensor, solver: Solver) -> tuple[Tensor, Tensor, Tensor]:
+    start = y0.clone().requires_grad_()
+    solution = solve(ODEProblem(f, start, t), solver)
+    (solution.y**2).mean().backward()
+    found = [start.grad, *(x.grad for x in f.parameters())]
+    flat = torch.cat([g.reshape(-1) for g in found if g is not None])
+    f.zero_grad(set_to_none=True)
+    return solution.y.detach(), flat, solution.stats.forward.n_steps
+
+
+@pytest.mark.slow
+def test_values_gradients_and_steps_are_those_of_native() -> None:
+    """Two programs serve every tolerance, time, direction and instance; sizes need two more."""
+    t = torch.linspace(0, 2, 7, dtype=torch.float64)
+    before = counts.compiled
+    for seed, (batch, times) in enumerate([(5, t), (5, 0.7 * t), (5, t.flip(0))]):
+        torch.manual_seed(seed)
+        f = Field()
+        y0 = torch.randn(batch, 2, dtype=torch.float64)
+        value, gradient, steps = _gradients(f, y0, times, COMPILED)
+        wanted, reference, native_steps = _gradients(f, y0, times, SOLVER)
+        torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-9)
+        assert float((gradient - reference).norm() / reference.norm()) < 1e-8
+        assert int(steps) == int(native_steps)
+    # The call counter is found out by the first trace, after which the key leaves it out.
+    assert counts.compiled - before == 2
+    f = Field()
+    f.scale = 0.25
+    y0 = torch.ones(5, 2, dtype=torch.float64)
+    with torch.no_grad():
+        got, wanted = (odeint(f, y0, t, solver=solver) for solver in (COMPILED, SOLVER))
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_blow_up_is_reported() -> None:
+    """With a status, and NaN where it did not arrive."""
+    y0, t = torch.ones(3, dtype=torch.float64), torch.tensor([0.0, 2.0], dtype=torch.float64)
+    solution = solve(ODEProblem(lambda t, y: y**2, y0, t), COMPILED)
+    assert int(solution.status[0]) != Status.OK
+    assert bool(torch.isnan(solution.y[-1]).all())
+
+
+def test_what_depends_on_values_is_refused_by_line() -> None:
+    """With the line, and the backend that can."""
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return y if float(y.sum()) > 0 else -y
+
+    with pytest.raises(Unsupported, match=r"test_compiled\.py:\d+.*backend='native'"):
+        odeint(f, torch.ones(2), [0.0, 1.0], solver=COMPILED)
+
+
+def test_random_numbers_are_refused() -> None:
+    """They would differ when a step is redone."""
+    f = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    with pytest.raises(Unsupported, match="random"):
+        odeint(lambda t, y: f(y), torch.ones(3, 2), [0.0, 1.0], solver=COMPILED)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "adjoint"])
+def test_other_gradients_are_refused(gradient: str) -> None:
+    """By name, before any work."""
+    solver = Solver(backend=CompiledBackend(), gradient=gradient)  # pyright: ignore
+    with pytest.raises(Unsupported, match="checkpointed"):
+        odeint(lambda t, y: y, torch.ones(2), [0.0, 1.0], solver=solver)
