@@ -369,8 +369,9 @@ def note_counters(f: object, before: Reads) -> bool:
     """
     _SEEN.pop(id(f), None)
     old, new = before._walk.plain, _Walk(f).plain  # pyright: ignore[reportPrivateUsage]
-    changed = {path for path in old if old[path] != new.get(path)}
-    lost = [path for path in (*old, *new) if path not in old or path not in new]
+    counters = _COUNTERS.get(_kind(f), set())
+    changed = {path for path in old.keys() & new.keys() if old[path] != new[path]}
+    lost = [path for path in old.keys() ^ new.keys() if path not in counters]
     if lost:
         where = ".".join(str(step) for step in lost[0])
         raise Unsupported(
