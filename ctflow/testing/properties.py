@@ -168,7 +168,8 @@ def _finite(subject: Subject, case: Case) -> str | None:
         dy = flat(subject(case.t.clone(), y))
         bad = ~torch.isfinite(dy)
         if bool(bad.any()):
-            return f"it returned {float(dy.detach()[bad][0])} ({int(bad.sum())} of {dy.numel()} numbers)"
+            first = float(dy.detach()[bad][0])
+            return f"it returned {first} ({int(bad.sum())} of {dy.numel()} numbers)"
         if not dy.requires_grad:
             return None
         grads = pull((dy,), leaves_of(y), (torch.ones_like(dy),), keep=True)
