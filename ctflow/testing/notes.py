@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +12,11 @@ from torch import Tensor
 from ctflow.api import solve
 from ctflow.backends.protocol import Solver
 from ctflow.problem import ODEProblem
+from ctflow.solution import Solution
 from ctflow.state import Layout, map_leaves
 from ctflow.testing.examples import Case
 from ctflow.testing.report import Finding
+from ctflow.testing.smoothing import Smoothing, averaged
 from ctflow.testing.subject import Subject, difference, flat
 
 __all__ = ["outside", "smoothness", "stiffness"]
@@ -21,6 +25,8 @@ _LARGEST = 64  # variables up to which the whole Jacobian is looked at
 _POINTS = 33  # on each line along which kinks are looked for
 _REGION = 3.3  # dopri5 is stable for |h lambda| up to this on the negative axis (Hairer II, IV.2)
 _RTOL, _ATOL = 1e-6, 1e-6
+
+Field = Callable[..., Any]
 
 
 def outside(subject: Subject) -> Finding:
@@ -45,26 +51,58 @@ def outside(subject: Subject) -> Finding:
 
 
 def smoothness(subject: Subject, noisy: bool) -> Finding:
-    """Kinks along random lines, and what a solve costs; noise would look like kinks."""
-    lines = () if noisy else subject.cases[-4:]
-    kinks = sum(_has_kink(subject, case) for case in lines)
-    looked = len(lines)
-    what = "it is noisy" if noisy else "no kink seen"
-    if kinks:
-        what = f"its derivative jumps on {kinks} of {looked} lines through the box"
-    times = torch.tensor([subject.box.t0, subject.box.t1], dtype=torch.float64)
-    problem = ODEProblem(subject.f, subject.cases[0].y, times, args=subject.args)
-    with torch.no_grad():
-        solution = solve(problem, Solver(rtol=_RTOL, atol=_ATOL, max_steps=1000))
-    counts = solution.stats.forward
-    what += (
-        f"; a solve at rtol = atol = {_RTOL:g} took {int(counts.n_f_evals.amax())} evaluations, "
-        f"{int(counts.n_rejected.amax())} of {int(counts.n_steps.amax())} steps rejected"
+    """Kinks along random lines, what a solve costs, and what it would cost without the kinks.
+
+    Noise would look like kinks, and is told as noise.
+    """
+    start = _solved(subject, subject.f, subject.cases[0])
+    cost = (
+        f"a solve at rtol = atol = {_RTOL:g} took {_evaluations(start)}, "
+        f"{int(start.stats.forward.n_rejected.amax())} of "
+        f"{int(start.stats.forward.n_steps.amax())} steps rejected"
     )
-    if not solution.ok:
-        what += ", and did not arrive"
-    cause = "ReLU, abs, clamp or max; tanh, softplus or SiLU cost fewer steps." if kinks else ""
+    if not start.ok:
+        cost += ", and did not arrive"
+    if noisy:
+        return Finding("smoothness", "note", f"it is noisy; {cost}")
+    lines = subject.cases[-4:]
+    kinks = sum(_has_kink(subject, case) for case in lines)
+    smoothing = Smoothing(subject)
+    if not kinks and not smoothing.names:
+        return Finding("smoothness", "note", f"no kink seen; {cost}")
+    seen = f"its derivative jumps on {kinks} of {len(lines)} lines through the box"
+    seen = seen if kinks else f"it has a kink ({', '.join(smoothing.names)})"
+    what = f"{seen}; {cost}; {_price(subject, smoothing)}"
+    cause = "ReLU, abs, clamp or max; tanh, softplus or SiLU cost fewer steps."
     return Finding("smoothness", "note", what, cause=cause)
+
+
+def _price(subject: Subject, smoothing: Smoothing) -> str:
+    """Evaluations of a solve from a random place, and of the same with the kinks rounded off."""
+    start = subject.cases[-1]
+    kinked = _solved(subject, subject.f, start)
+    n = int(kinked.stats.forward.n_steps.amax())
+    if smoothing.names:
+        smooth = _solved(subject, smoothing.field, start)
+        how = f"with {' and '.join(smoothing.names)} rounded off"
+    else:
+        smooth = _solved(subject, averaged(subject), start, max_steps=max(n, 1))
+        how = "as an average over small shifts of `y`"
+    what = f"from a random place in the box it takes {_evaluations(kinked)}"
+    if not kinked.ok:
+        what += " without arriving"
+    return f"{what}, and {int(smooth.stats.forward.n_f_evals.amax())} {how}" if smooth.ok else what
+
+
+def _solved(subject: Subject, f: Field, start: Case, max_steps: int = 1000) -> Solution:
+    times = torch.tensor([subject.box.t0, subject.box.t1], dtype=torch.float64)
+    problem = ODEProblem(f, start.y, times, args=subject.args)
+    with torch.no_grad():
+        return solve(problem, Solver(rtol=_RTOL, atol=_ATOL, max_steps=max_steps))
+
+
+def _evaluations(solution: Solution) -> str:
+    return f"{int(solution.stats.forward.n_f_evals.amax())} evaluations"
 
 
 @torch.no_grad()
