@@ -21,16 +21,23 @@ from ctflow.errors import GradientWarning, SolveFailed
 from ctflow.solution import GradientReport
 
 __all__ = [
+    "LOOK_CLOSER",
     "AdjointField",
     "Evaluated",
+    "Found",
     "Interval",
     "IntervalSolver",
+    "Linearised",
     "RanAway",
     "conclude",
+    "drift_of",
+    "effect_of_drift",
+    "size_of",
     "walk",
+    "warn",
 ]
 
-_LOOK_CLOSER = 1e-5  # relative drift from which its effect on the gradient is estimated
+LOOK_CLOSER = 1e-5  # relative drift from which its effect on the gradient is estimated
 _DOUBT = 5e-3  # estimated relative error of the gradient from which a warning is given
 _QUADRATURE = 100.0  # estimated error in tolerances from which a warning is given
 _DEEPEST = 12  # halvings of an interval
@@ -45,12 +52,39 @@ class Evaluated(NamedTuple):
         state: The leaf it was evaluated at, [B, N].
         a: Adjoint there, [B, N].
         pulled: a df/dy, [B, N].
+        t: Time, [B].
+        shares: a df/dtheta, summed over samples, for each parameter; empty where it is asked for
+            later, of the graph.
     """
 
     dy: Tensor
     state: Tensor
     a: Tensor
     pulled: Tensor
+    t: Tensor
+    shares: tuple[Tensor, ...] = ()
+
+
+class Linearised(Protocol):
+    """f and its vector-Jacobian products."""
+
+    @property
+    def leaves(self) -> Sequence[Tensor]:
+        """The parameters."""
+        ...
+
+    def __call__(self, t: Tensor, y: Tensor, a: Tensor) -> Evaluated:
+        """Evaluate f and a df/dy at times [B], states [B, N] and adjoints [B, N]."""
+        ...
+
+    def weighted(
+        self, weights: Sequence[float], places: Sequence[Evaluated], h: Tensor, keep: bool
+    ) -> list[Tensor]:
+        """Sum over places of weight h a df/dtheta, summed over samples; h is [B, 1].
+
+        One tensor for each of `leaves`; `keep` says whether the graphs are needed again.
+        """
+        ...
 
 
 class AdjointField:
@@ -77,7 +111,14 @@ class AdjointField:
             dy = self._field(t, state)
             self._captures.recheck(dy, state, marker, self.leaves, t)
         (pulled,) = pull((dy,), (state,), (a,), keep=True) if dy.requires_grad else (None,)
-        return Evaluated(dy, state, a, torch.zeros_like(y) if pulled is None else pulled)
+        return Evaluated(dy, state, a, torch.zeros_like(y) if pulled is None else pulled, t)
+
+    def weighted(
+        self, weights: Sequence[float], places: Sequence[Evaluated], h: Tensor, keep: bool
+    ) -> list[Tensor]:
+        """Sum over places of weight h a df/dtheta; see `Linearised.weighted`."""
+        cotangents = [w * h * p.a for w, p in zip(weights, places, strict=True)]
+        return self.parameters(places, cotangents, keep)
 
     def parameters(
         self, places: Sequence[Evaluated], cotangents: Sequence[Tensor], keep: bool
@@ -168,7 +209,7 @@ def walk(
     Raises:
         SolveFailed: If an interval cannot be solved backwards even in small pieces.
     """
-    largest = _rms(out).amax(dim=0).clamp(min=_SMALLEST)
+    largest = size_of(out)
     a = g[-1]
     found: list[Interval] = []
     for i in range(out.shape[0] - 1, 0, -1):
@@ -227,26 +268,67 @@ def _drift(
     a: Tensor,
     largest: Tensor,
 ) -> Interval:
-    """How far the rebuilt state is from the stored one, and what that did to the gradient.
+    """How far the rebuilt state is from the stored one, and what that did to the gradient."""
+    drift = drift_of(rebuilt, stored, largest)
+    if not bool((drift > LOOK_CLOSER).any()):
+        none = torch.zeros_like(drift)
+        return Interval(drift, none, none.sum())
+    return Interval(drift, *effect_of_drift(field, times, rebuilt, stored, a))
+
+
+def size_of(out: Tensor) -> Tensor:
+    """Size of each sample's largest stored state, [B], never 0; of states [T, B, N]."""
+    return _rms(out).amax(dim=0).clamp(min=_SMALLEST)
+
+
+def drift_of(rebuilt: Tensor, stored: Tensor, largest: Tensor) -> Tensor:
+    """Distance of the rebuilt state from the stored one, relative to `largest`, [B]."""
+    return _rms(rebuilt - stored) / largest
+
+
+def effect_of_drift(
+    field: Linearised, times: tuple[Tensor, Tensor], rebuilt: Tensor, stored: Tensor, a: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What a drift does to the gradient.
 
     Along an interval the distance d grows at a rate |f(rebuilt) - f(stored)| / |d|, so that its
     effect lasts for the smaller of the interval and 1 / rate. The effect itself is the change of
     a df/dy and a df/dtheta between the two states.
+
+    Args:
+        field: f and its products.
+        times: Later and earlier end of the interval, [B] each.
+        rebuilt: State found at the earlier end, [B, N].
+        stored: State that the forward pass had there.
+        a: Adjoint there.
+
+    Returns:
+        Estimated relative error of the adjoint, [B], and of the parameters' gradient, absolute.
     """
     d = rebuilt - stored
-    drift = _rms(d) / largest
-    none = torch.zeros_like(drift)
-    if not bool((drift > _LOOK_CLOSER).any()):
-        return Interval(drift, none, none.sum())
     t = times[1].to(d.dtype)
     there, here = field(t, rebuilt, a), field(t, stored, a)
     rate = _rms((there.dy - here.dy).detach()) / _rms(d).clamp(min=_SMALLEST)
     length = (times[0] - times[1]).abs().to(d.dtype)
     lasting = torch.minimum(length, 1 / rate.clamp(min=_SMALLEST))
     changed = _rms(there.pulled - here.pulled) * lasting / _rms(a).clamp(min=_SMALLEST)
-    weight = lasting.unsqueeze(1) * a
-    moved = field.parameters((there, here), (weight, -weight), keep=False)
-    return Interval(drift, _finite_or_inf(changed), _finite_or_inf(_norm(moved) + none.sum()))
+    moved = field.weighted((1.0, -1.0), (there, here), lasting.unsqueeze(1), keep=False)
+    none = torch.zeros_like(lasting).sum()
+    return _finite_or_inf(changed), _finite_or_inf(_norm(moved) + none)
+
+
+class Found(NamedTuple):
+    """What is known of the gradient's error on all intervals, first to last.
+
+    Attributes:
+        drift: Distance of the rebuilt states from the stored ones, relative, [B, T - 1].
+        error: Estimated relative error of the adjoint, [B, T - 1].
+        shared: Estimated error of the parameters' gradient, absolute, [T - 1].
+    """
+
+    drift: Tensor
+    error: Tensor
+    shared: Tensor
 
 
 def conclude(
@@ -265,10 +347,42 @@ def conclude(
         gradients: Parameters' gradients, in the units in which they were summed.
         quadrature_error: Estimated error of these in units of tolerance.
     """
-    drift = torch.stack([f.drift for f in found], dim=1).cpu()
+    together = Found(
+        torch.stack([f.drift for f in found], dim=1).cpu(),
+        torch.stack([f.error for f in found], dim=1).cpu(),
+        torch.stack([f.shared for f in found]).cpu(),
+    )
+    splits = [
+        f"the adjoint ran away on the interval {_span(times, 0, i)} (number {i}): "
+        f"{interval.cause}. It was split {interval.splits} times, at states solved for "
+        "forwards once more, which costs time. Use gradient='checkpointed'."
+        for i, interval in enumerate(found)
+        if interval.splits
+    ]
+    warn(report, times, together, gradients, quadrature_error, splits)
+
+
+def warn(
+    report: GradientReport,
+    times: Tensor,
+    found: Found,
+    gradients: Sequence[Tensor],
+    quadrature_error: float,
+    splits: Sequence[str] = (),
+) -> None:
+    """Fill the report, and warn where it gives reason to; see `conclude`.
+
+    Args:
+        report: The handle of the solution.
+        times: Output times, [B, T].
+        found: On the CPU.
+        gradients: Parameters' gradients, in the units in which they were summed.
+        quadrature_error: Estimated error of these in units of tolerance.
+        splits: Messages about intervals that had to be split.
+    """
+    drift = found.drift
     whole = _norm(gradients).clamp(min=_SMALLEST) if gradients else torch.ones(())
-    shares = torch.stack([f.shared for f in found]).cpu() / whole.cpu()
-    error = torch.maximum(torch.stack([f.error for f in found], dim=1).cpu(), shares)
+    error = torch.maximum(found.error, found.shared / whole.cpu())
     messages: list[str] = []
     sample, i = divmod(int(error.argmax()), error.shape[1])
     if float(error[sample, i]) > _DOUBT:
@@ -280,13 +394,7 @@ def conclude(
             f"{float(error[sample, i]):.2g}. Use gradient='checkpointed', or tighter `backward` "
             "tolerances, or more output times."
         )
-    for i, interval in enumerate(found):
-        if interval.splits:
-            messages.append(
-                f"the adjoint ran away on the interval {_span(times, 0, i)} (number {i}): "
-                f"{interval.cause}. It was split {interval.splits} times, at states solved for "
-                "forwards once more, which costs time. Use gradient='checkpointed'."
-            )
+    messages += splits
     if quadrature_error > _QUADRATURE:
         messages.append(
             "the adjoint's parameter gradient is in doubt: the error estimate of its quadrature is "
@@ -296,7 +404,7 @@ def conclude(
         )
     report.fill(drift, error, quadrature_error, tuple(messages))
     for message in messages:
-        warnings.warn(message, GradientWarning, stacklevel=2)
+        warnings.warn(message, GradientWarning, stacklevel=3)
 
 
 def _span(times: Tensor, sample: int, i: int) -> str:

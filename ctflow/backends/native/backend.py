@@ -25,7 +25,7 @@ from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, GradientReport, Solution, Stats
 from ctflow.state import Layout
 
-__all__ = ["NativeBackend", "adaptive_or_fixed", "counted"]
+__all__ = ["NativeBackend", "adaptive_or_fixed", "backward_control", "counted"]
 
 
 @dataclass(frozen=True)
@@ -146,14 +146,7 @@ class _Adjoint:
         self, plan: Integration, field: Field, captures: Captures, y0: Tensor, f0: Tensor
     ) -> tuple[Tensor, Outcome, list[Stats]]:
         """Solve; see `adjoint.run`."""
-        own = self.solver.backward
-        control = plan.control
-        if isinstance(control, Adaptive):
-            control = _twice(control, y0.shape[1])
-        if own is not None:
-            counted = control.counted if isinstance(control, Adaptive) else None
-            control = Adaptive(own.rtol, own.atol, counted=counted)
-        seminorm = own is not None and own.norm == "seminorm"
+        control, seminorm = backward_control(self.solver, plan.control, y0.shape[1])
         return adjoint.run(plan, control, seminorm, field, captures, y0, f0, self.report)
 
 
@@ -226,6 +219,17 @@ def adaptive_or_fixed(solver: Solver, n_counted: int, n_variables: int) -> Contr
         )
     counted = None if n_counted == n_variables else (slice(0, n_counted),)
     return Adaptive(solver.rtol, solver.atol, counted=counted)
+
+
+def backward_control(solver: Solver, forward: Control, n_variables: int) -> tuple[Control, bool]:
+    """The control of the adjoint's backward solve, and whether it leaves the quadrature out."""
+    own, control = solver.backward, forward
+    if isinstance(control, Adaptive):
+        control = _twice(control, n_variables)
+    if own is not None:
+        counted = control.counted if isinstance(control, Adaptive) else None
+        control = Adaptive(own.rtol, own.atol, counted=counted)
+    return control, own is not None and own.norm == "seminorm"
 
 
 def _twice(control: Adaptive, n_variables: int) -> Adaptive:

@@ -7,22 +7,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ctflow.backends.adjoint import AdjointField, Evaluated, RanAway, conclude, walk
+from ctflow.backends.adjoint import AdjointField, RanAway, conclude, walk
 from ctflow.backends.captures import Autocast, Captures, refuse_second
 from ctflow.backends.field import Field
-from ctflow.backends.native.control import Adaptive, Control, Span, Verdict
+from ctflow.backends.native.control import Control
+from ctflow.backends.native.gradients.quadrature import FAR, WithQuadrature
 from ctflow.backends.native.gradients.replay import exchange, well
 from ctflow.backends.native.loop import Integration, Outcome
 from ctflow.backends.native.observers import SaveAt
-from ctflow.backends.native.step import FlatField, Step
-from ctflow.backends.native.tableau import Tableau
+from ctflow.backends.native.step import Step
 from ctflow.errors import SolveFailed
 from ctflow.solution import Counts, GradientReport, Stats, Status
 
-__all__ = ["run"]
-
-
-_FAR = 10.0  # a rebuilt state this many times larger than any of the forward pass is lost
+__all__ = ["run", "used_up"]
 
 
 class _Range:
@@ -124,7 +121,7 @@ def _pull_back(job: _Job, out: Tensor, g: Tensor) -> list[Tensor]:
         g = torch.where((outcome.status == 0).to(g.device).unsqueeze(1), g, 0.0)
         out = out[:, source.to(out.device)]
     times = exchange(source, job.plan.grid)
-    bound = _FAR * exchange(source, job.range.largest)
+    bound = FAR * exchange(source, job.range.largest)
     size = g.abs().amax(dim=(0, 2))  # the adjoint is linear: each sample's is solved at size 1
     scale = torch.where(size > 0, size, 1.0).unsqueeze(1)
     with job.captures.cut() as leaves:
@@ -143,7 +140,7 @@ class _Backward:
 
     def __init__(self, job: _Job, field: AdjointField, share: Tensor, bound: Tensor) -> None:
         self._job = job
-        self._control = _WithQuadrature(job.backward, field, share, bound, job.seminorm)
+        self._control = WithQuadrature(job.backward, field, share, bound, job.seminorm)
         self._size: Tensor | None = None
         self._counts: list[Counts] = []  # not the outcomes, whose traces grow by a time a step
         self._left = job.plan.max_steps
@@ -198,136 +195,14 @@ class _Backward:
     def _why(self, status: Status) -> str:
         if status == Status.MAX_STEPS:
             if self._left <= 0:
-                raise SolveFailed(
-                    f"the adjoint's backward solve took its limit of {self._job.plan.max_steps} "
-                    "steps. Use gradient='checkpointed', a larger `max_steps`, or looser "
-                    "`backward` tolerances."
-                )
+                raise used_up(self._job.plan.max_steps)
             return "it took too many steps"
         return "the state rebuilt backwards left the range of the forward pass"
 
 
-class _WithQuadrature:
-    """A step-size control that sums up the parameters' gradient and watches its error.
-
-    The quadrature's error estimate is a block of its own: one number for all samples, because the
-    sum over samples is what is wanted. It is computed for the steps that would be accepted; if it
-    is above tolerance none of them counts.
-
-    Args:
-        control: Judges state and adjoint.
-        field: Their derivatives.
-        share: Factor on each sample's adjoint in the sum, [B, 1].
-        bound: Largest |y| that a rebuilt state may have, [B]; beyond it the sample is given up.
-        seminorm: Sum the error up, but let it decide nothing.
-    """
-
-    def __init__(
-        self, control: Control, field: AdjointField, share: Tensor, bound: Tensor, seminorm: bool
-    ) -> None:
-        self._control = control
-        self._field = field
-        self._share = share
-        self._bound = bound
-        self._seminorm = seminorm
-        self._known: dict[int, tuple[Tensor, Evaluated]] = {}
-        self._pending: tuple[list[Tensor], list[Tensor]] = ([], [])
-        self.total = [torch.zeros_like(leaf) for leaf in field.leaves]
-        self._estimate = [torch.zeros_like(leaf) for leaf in field.leaves]
-
-    def field_of_both(self, t: Tensor, y: Tensor) -> Tensor:
-        """d[y, a]/dt = [f, -a df/dy] on [B, 2 N]."""
-        state, a = y.chunk(2, dim=1)
-        place = self._field(t, state, a)
-        derivative = torch.cat([place.dy.detach(), -place.pulled], dim=1)
-        self._known[id(derivative)] = (derivative, place)
-        return derivative
-
-    def first(
-        self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
-    ) -> tuple[Tensor, int]:
-        """The control's own first step."""
-        return self._control.first(field, tableau, span, y0, f0)
-
-    def end(self, t: Tensor, size: Tensor, span: Span) -> Tensor:
-        """The control's own."""
-        return self._control.end(t, size, span)
-
-    def judge(self, tableau: Tableau, step: Step, size: Tensor) -> Verdict:
-        """Accept where the control does and the quadrature's error allows it."""
-        verdict = self._give_up(step, self._control.judge(tableau, step, size))
-        places = self._places(step)
-        counts = verdict.accepted.unsqueeze(1)
-        forward_h = -step.h  # the integral runs forward in time
-        weight = torch.where(counts, forward_h * self._share, 0.0)
-        share = self._sum(tableau.b, places, weight, keep=True)
-        estimate = [] if tableau.e is None else self._sum(tableau.e, places, weight, keep=True)
-        self._pending = (share, estimate)
-        if self._seminorm or not estimate or not isinstance(self._control, Adaptive):
-            return verdict
-        ratio = _ratio(estimate, self.total, share, self._control).reshape(1)
-        taken = (step.t1 - step.t0).abs()
-        suggested = taken * self._control.factor(tableau, ratio).to(taken.dtype)
-        within = ratio <= 1
-        at_rest = taken == 0  # it keeps the size with which it will go on in the next interval
-        most = torch.where(within | at_rest, torch.maximum(suggested, size), suggested)
-        rejected = within & ~verdict.accepted
-        size = torch.where(rejected, verdict.size, torch.minimum(verdict.size, most))
-        return Verdict(verdict.accepted & within, size, verdict.finite & (ratio < torch.inf))
-
-    def _give_up(self, step: Step, verdict: Verdict) -> Verdict:
-        """Stop a sample whose rebuilt state is far outside what the forward pass saw."""
-        far = step.y0.chunk(2, dim=1)[0].abs().amax(dim=1) > self._bound
-        return Verdict(
-            verdict.accepted & ~far, torch.where(far, 0.0, verdict.size), verdict.finite & ~far
-        )
-
-    def commit(self, step: Step, t_new: Tensor) -> None:
-        """Add what the step contributed; forget its graphs but the last."""
-        share, estimate = self._pending
-        for i, part in enumerate(share):
-            self.total[i] = self.total[i] + part
-        for i, part in enumerate(estimate):
-            self._estimate[i] = self._estimate[i] + part
-
-    def error(self) -> float:
-        """Norm of the summed estimates in units of tolerance."""
-        if not (self.total and isinstance(self._control, Adaptive)):
-            return 0.0
-        return float(_ratio(self._estimate, self.total, None, self._control))
-
-    def _places(self, step: Step) -> list[Evaluated]:
-        """The stages with their graphs; a first stage that was pieced together is redone."""
-        found: list[Evaluated] = []
-        for k in step.k:
-            kept = self._known.get(id(k))
-            if kept is None:
-                y, a = step.y0.chunk(2, dim=1)
-                found.append(self._field(step.t0.to(y.dtype), y, a))
-            else:
-                found.append(kept[1])
-        ends = (step.k[0], step.k[-1])
-        self._known = {id(k): self._known[id(k)] for k in ends if id(k) in self._known}
-        return found
-
-    def _sum(
-        self, weights: tuple[float, ...], places: list[Evaluated], h: Tensor, keep: bool
-    ) -> list[Tensor]:
-        used = [(w, p) for w, p in zip(weights, places, strict=True) if w]
-        return self._field.parameters([p for _, p in used], [w * h * p.a for w, p in used], keep)
-
-
-def _ratio(
-    estimate: list[Tensor], total: list[Tensor], share: list[Tensor] | None, control: Adaptive
-) -> Tensor:
-    """Root mean square of estimate over tolerance, all parameters together."""
-    square, count = torch.zeros((), dtype=torch.float64, device=total[0].device), 0
-    for i, error in enumerate(estimate):
-        size = (
-            total[i].abs()
-            if share is None
-            else torch.maximum(total[i].abs(), (total[i] + share[i]).abs())
-        )
-        square = square + ((error.abs() / (control.atol + control.rtol * size)) ** 2).sum()
-        count += error.numel()
-    return (square / max(count, 1)).sqrt()
+def used_up(max_steps: int) -> SolveFailed:
+    """The backward solve took all the steps it may take."""
+    return SolveFailed(
+        f"the adjoint's backward solve took its limit of {max_steps} steps. Use "
+        "gradient='checkpointed', a larger `max_steps`, or looser `backward` tolerances."
+    )
