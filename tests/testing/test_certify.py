@@ -11,44 +11,7 @@ from torch import Tensor
 from ctflow import InvalidProblem, ODEProblem, Solver, Tolerances
 from ctflow.testing import Certificate, certify
 from tests.problems import FLOAT, decay
-
-
-def oscillating() -> ODEProblem:
-    """y' = (sin(5 a t) - 1) y over [0, 5], at a = 1."""
-    a = torch.tensor(1.0, dtype=FLOAT, requires_grad=True)
-    return ODEProblem(
-        lambda t, y: (torch.sin(5 * a * t) - 1) * y, torch.ones(1, dtype=FLOAT), [0.0, 5.0]
-    )
-
-
-def lorenz(length: float) -> ODEProblem:
-    """The butterfly."""
-
-    def f(t: Tensor, y: Tensor) -> Tensor:
-        a, b, c = y.unbind(-1)
-        return torch.stack([10 * (b - a), a * (28 - c) - b, a * b - 8 / 3 * c], dim=-1)
-
-    return ODEProblem(f, torch.ones(3, dtype=FLOAT), [0.0, length])
-
-
-def zero_initialised() -> ODEProblem:
-    """y' = theta sin^2(20 t) - y / 10 at theta = 0."""
-    theta = torch.zeros((), dtype=FLOAT, requires_grad=True)
-    return ODEProblem(
-        lambda t, y: theta * torch.sin(20 * t) ** 2 - 0.1 * y,
-        torch.ones(1, dtype=FLOAT),
-        [0.0, 3.0],
-    )
-
-
-def bump() -> ODEProblem:
-    """A kick of a hundredth of the interval's length, between the two outputs."""
-    return ODEProblem(
-        lambda t, y: 50 * torch.exp(-(((t - 0.5) / 0.01) ** 2)) + 0 * y,
-        torch.ones(1, dtype=FLOAT),
-        [0.0, 1.0],
-    )
-
+from tests.testing.hard_problems import bump, lorenz, oscillating, zero_initialised
 
 SEMINORM = Tolerances(1e-8, 1e-8, "seminorm")
 BAD = {

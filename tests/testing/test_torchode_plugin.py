@@ -14,10 +14,11 @@ pytest.importorskip("pip")
 
 import torch
 
-from ctflow import ODEProblem, Status, odeint, solve
+from ctflow import ODEProblem, Solver, Status, odeint, solve
 from ctflow.backends import available
-from ctflow.testing import check_gradients, run_backend_conformance
+from ctflow.testing import certify, check_gradients, run_backend_conformance
 from tests.problems import FLOAT, blow_up, decay
+from tests.testing.hard_problems import oscillating
 
 SOURCE = Path(__file__).parents[1] / "plugins/ctflow_torchode"
 
@@ -71,3 +72,14 @@ def test_a_failed_sample_leaves_the_others_alone() -> None:
     assert found.status[1] != Status.OK
     assert bool(found.y[1, 1].isnan().all())
     torch.testing.assert_close(found.y[1, ::2], torch.tensor([[1.0], [1 / 3]], dtype=FLOAT))
+
+
+def test_a_tolerance_that_is_too_loose_for_it_is_seen() -> None:
+    """58 % off in the value at rtol=1e-3; what is recommended is adequate, asked again."""
+    found = certify(oscillating(), Solver(backend="torchode", rtol=1e-3, atol=1e-6))
+    assert found.verdict == "not adequate", str(found)
+    assert found.asked.value_error == pytest.approx(0.57, abs=0.02)
+    assert found.asked.gradient_error > 50
+    assert found.recommended is not None
+    assert found.recommended.backend == "torchode"
+    assert certify(oscillating(), found.recommended).adequate
