@@ -1,0 +1,210 @@
+"""What was seen of a batch of series: values, times of their own, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ctflow.errors import InvalidProblem
+
+__all__ = ["Observations", "pad"]
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """Values x[b, i] of series b at times t[b, i], of which `mask` says what was seen.
+
+    What is not seen is replaced by zeros at once, so that whatever stood there (NaN included)
+    reaches no value and no gradient.
+
+    Args:
+        x: Values, [B, T, D], floating.
+        t: Times, [T] for all series or [B, T] for each; strictly increasing over what was seen.
+            Where nothing was seen they may hold anything.
+        mask: True where a value was seen: [B, T, D], or [B, T] for all features at once. None: all.
+
+    Attributes:
+        x: Values with zeros where nothing was seen, [B, T, D].
+        t: Times in float64 (float32 where the device has no other), [T] or [B, T].
+        mask: bool, [B, T, D].
+
+    Raises:
+        InvalidProblem: For shapes that do not fit, times out of order or repeated, a value or time
+            that was seen and is not finite.
+
+    Cost:
+        A few passes over the data, and one wait for the device.
+
+    Example:
+        >>> x = torch.tensor([[[1.0], [2.0]], [[3.0], [torch.nan]]])
+        >>> data = Observations(x, torch.tensor([0.0, 1.0]), ~x.isnan())
+        >>> data.counts
+        tensor([2, 1])
+    """
+
+    x: Tensor
+    t: Tensor
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check, and put zeros where nothing was seen."""
+        _check_shapes(self.x, self.t, self.mask)
+        mask = self.mask
+        if mask is None:
+            mask = torch.ones_like(self.x, dtype=torch.bool)
+        elif mask.dim() == 2:
+            mask = mask.unsqueeze(-1).expand_as(self.x)
+        t = self.t.to(self.x.device)
+        t = t.float() if t.device.type == "mps" else t.double()
+        rows = mask.any(dim=2)
+        if t.dim() == 2:
+            t = torch.where(rows, t, 0.0)
+        x = torch.where(mask, self.x, 0.0)
+        _check_values(x, t)
+        _check_order(t, rows)
+        object.__setattr__(self, "x", x)
+        object.__setattr__(self, "t", t)
+        object.__setattr__(self, "mask", mask)
+
+    @property
+    def seen(self) -> Tensor:
+        """Which values were seen, bool [B, T, D]."""
+        if self.mask is None:
+            raise InvalidProblem("`mask` was removed, got None. Build new Observations.")
+        return self.mask
+
+    @property
+    def rows(self) -> Tensor:
+        """Which times of each series hold anything, bool [B, T]."""
+        return self.seen.any(dim=2)
+
+    @property
+    def counts(self) -> Tensor:
+        """Number of times of each series that hold anything, [B]."""
+        return self.rows.sum(dim=1)
+
+    @property
+    def times(self) -> Tensor:
+        """Times of each series, [B, T]."""
+        return self.t.expand(self.x.shape[:2])
+
+    def require_some(self) -> None:
+        """Refuse a series of which nothing was seen.
+
+        Raises:
+            InvalidProblem: Naming the first such series.
+        """
+        empty = self.counts == 0
+        if bool(empty.any()):
+            raise InvalidProblem(
+                f"`mask` must leave every series an observation, got none for sample "
+                f"{int(empty.nonzero()[0])} ({int(empty.sum())} such). Drop these series: all that "
+                "is known of them is the prior."
+            )
+
+    def packed(self) -> Observations:
+        """The same observations moved to the front of each series: [B, n, D], n = max counts.
+
+        Cost:
+            One sort of [B, T].
+        """
+        rows = self.rows
+        n = max(int(self.counts.max()), 1)
+        order = (~rows).to(torch.int8).argsort(dim=1, stable=True)[:, :n]
+        places = order.unsqueeze(-1).expand(-1, -1, self.x.shape[2])
+        return Observations(
+            self.x.gather(1, places), self.times.gather(1, order), self.seen.gather(1, places)
+        )
+
+
+def pad(times: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Ragged series side by side.
+
+    Args:
+        times: Times of each series, [n_b].
+        values: Values of each series, [n_b, D].
+
+    Returns:
+        x [B, n, D], t [B, n] and mask [B, n], with n the largest n_b: the arguments of
+        `Observations` and of a model.
+
+    Raises:
+        InvalidProblem: If a series has not one time for each value, or there is none.
+
+    Example:
+        >>> x, t, mask = pad([torch.zeros(2), torch.zeros(1)], [torch.ones(2, 3), torch.ones(1, 3)])
+        >>> mask
+        tensor([[ True,  True],
+                [ True, False]])
+    """
+    if not values or len(times) != len(values):
+        raise InvalidProblem(
+            f"`times` and `values` must have one entry for each series, got {len(times)} and "
+            f"{len(values)}. Give at least one series."
+        )
+    for b, (t, x) in enumerate(zip(times, values, strict=True)):
+        if t.dim() != 1 or x.dim() != 2 or len(t) != len(x):
+            raise InvalidProblem(
+                f"series {b} must have times [n] and values [n, D], got {list(t.shape)} and "
+                f"{list(x.shape)}. Add the feature dimension with x[:, None]."
+            )
+    flags = [torch.ones(len(t), dtype=torch.bool, device=t.device) for t in times]
+    x, t, mask = (
+        torch.nn.utils.rnn.pad_sequence(list(part), batch_first=True)
+        for part in (values, times, flags)
+    )
+    return x, t, mask
+
+
+def _check_shapes(x: Tensor, t: Tensor, mask: Tensor | None) -> None:
+    if x.dim() != 3 or not x.is_floating_point() or 0 in x.shape:
+        raise InvalidProblem(
+            f"`x` must be floating [B, T, D] with elements, got {x.dtype} {list(x.shape)}. "
+            "Add the dimensions for batch and feature."
+        )
+    if not t.is_floating_point() or t.shape not in (x.shape[1:2], x.shape[:2]):
+        raise InvalidProblem(
+            f"`t` must be floating [T] or [B, T], got {t.dtype} {list(t.shape)} for `x` of shape "
+            f"{list(x.shape)}. Give one time for each observation."
+        )
+    if mask is None:
+        return
+    if mask.dtype != torch.bool or mask.shape not in (x.shape, x.shape[:2]):
+        raise InvalidProblem(
+            f"`mask` must be bool [B, T] or [B, T, D], got {mask.dtype} {list(mask.shape)} for "
+            f"`x` of shape {list(x.shape)}. Write mask=~x.isnan(), for example."
+        )
+
+
+def _check_values(x: Tensor, t: Tensor) -> None:
+    for name, value in (("x", x), ("t", t)):
+        bad = ~torch.isfinite(value.detach())
+        if bool(bad.any()):
+            where = bad.nonzero()[0].tolist()
+            raise InvalidProblem(
+                f"`{name}` must be finite where it was seen, got "
+                f"{value.detach()[tuple(where)].item()} at index {where}. Mask what is missing: "
+                "mask=~x.isnan()."
+            )
+
+
+def _check_order(t: Tensor, rows: Tensor) -> None:
+    """Refuse times that do not grow from one observation of a series to its next."""
+    if t.dim() == 1:  # columns in which nothing was seen count too: they cost nothing to order
+        t, rows = t.unsqueeze(0), torch.ones_like(t, dtype=torch.bool).unsqueeze(0)
+    t = t.detach()
+    lowest = torch.finfo(t.dtype).min
+    before = torch.where(rows, t, lowest).cummax(dim=1).values[:, :-1]
+    wrong = rows[:, 1:] & (t[:, 1:] <= before)
+    if not bool(wrong.any()):
+        return
+    b, i = wrong.nonzero()[0].tolist()
+    after, earlier = t[b, i + 1].item(), before[b, i].item()
+    todo = "Merge the repeated time." if after == earlier else "Sort each series by time."
+    raise InvalidProblem(
+        f"`t` must grow from observation to observation, got {after:g} at index {i + 1} after "
+        f"{earlier:g} in sample {b}. {todo}"
+    )

@@ -1,0 +1,231 @@
+"""A latent ODE: paths, posterior, bound and samples, on every backend alike."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from ctflow import InvalidProblem, Solver, Unsupported
+from ctflow.latent import Gaussian, LatentODE, Observations, annealed, elbo
+from tests.latent.parts import DTYPE, ENCODERS, irregular, small_model
+
+
+class Fixed(nn.Module):
+    """An encoder that says N(mean, scale) whatever it sees."""
+
+    def __init__(self, mean: float, scale: float) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor([mean], dtype=DTYPE))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(scale)], dtype=DTYPE))
+
+    def forward(self, data: Observations, t0: float) -> Normal:
+        batch = (len(data.x), 1)
+        return Normal(self.mean.expand(batch), self.log_scale.exp().expand(batch))
+
+
+def decay(encoder: nn.Module, noise: float = 0.5, solver: Solver | None = None) -> LatentODE:
+    """z' = -z, seen as it is with noise: everything is Gaussian and known in closed form."""
+    return LatentODE(
+        encoder, lambda t, z: -z, nn.Identity(), Gaussian(noise).to(DTYPE), latent=1, solver=solver
+    ).to(DTYPE)
+
+
+SERIES = torch.tensor([[0.4], [1.0], [0.1]], dtype=DTYPE).unsqueeze(0)
+TIMES = torch.tensor([0.0, 0.5, 2.0], dtype=DTYPE)
+
+
+def exact(noise: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance of p(z0 | x), and log p(x), of `decay`."""
+    h = torch.exp(-TIMES)
+    x = SERIES[0, :, 0]
+    variance = 1 / (1 + (h * h).sum() / noise**2)
+    mean = variance * (h * x).sum() / noise**2
+    covariance = torch.outer(h, h) + noise**2 * torch.eye(3, dtype=DTYPE)
+    evidence = torch.distributions.MultivariateNormal(torch.zeros(3, dtype=DTYPE), covariance)
+    return mean, variance, evidence.log_prob(x)
+
+
+def test_the_bound_is_the_evidence_where_the_posterior_is_exact() -> None:
+    """In a linear Gaussian model, with the sampled KL, every single sample gives log p(x)."""
+    noise = 0.5
+    mean, variance, evidence = exact(noise)
+    model = decay(Fixed(float(mean), float(variance.sqrt())), noise)
+    for _ in range(3):
+        value = elbo(model, SERIES, TIMES, kl="sampled").value()
+        torch.testing.assert_close(value, evidence.unsqueeze(0), rtol=1e-6, atol=1e-6)
+
+
+def test_the_analytic_bound_is_the_evidence_on_average() -> None:
+    """Within five standard errors of 20 000 samples; and a wrong posterior gives less."""
+    mean, variance, evidence = exact(0.5)
+    torch.manual_seed(0)
+    model = decay(Fixed(float(mean), float(variance.sqrt())))
+    batch = SERIES.expand(20_000, -1, -1)
+    values = elbo(model, batch, TIMES).value().detach()
+    error = 5 * values.std() / math.sqrt(len(values))
+    assert abs(float(values.mean() - evidence)) < float(error) < 0.05
+    worse = elbo(decay(Fixed(float(mean) + 0.5, 0.5)), batch, TIMES).value().detach().mean()
+    assert worse < evidence - 0.1
+
+
+def test_training_the_bound_finds_the_exact_posterior() -> None:
+    """Gradients of both parts point there: mean and standard deviation within 2 %."""
+    mean, variance, _ = exact(0.5)
+    coarse = Solver(method="rk4", step=0.5, coupling="shared", gradient="direct")
+    model = decay(Fixed(0.0, 1.0), solver=coarse)
+    torch.manual_seed(0)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.05)
+    for step in range(150):
+        for group in optimiser.param_groups:
+            group["lr"] = 0.05 * (1 - step / 150)
+        optimiser.zero_grad()
+        (-elbo(model, SERIES, TIMES, n_samples=200).value().mean()).backward()
+        optimiser.step()
+    found = model.posterior(SERIES, TIMES)
+    torch.testing.assert_close(found.mean[0, 0], mean, rtol=0.02, atol=0.005)
+    torch.testing.assert_close(found.stddev[0, 0], variance.sqrt(), rtol=0.02, atol=0.005)
+
+
+@pytest.mark.parametrize("n_samples", [1, 4])
+@pytest.mark.parametrize("kl", ["analytic", "sampled"])
+def test_a_bound_has_one_value_for_each_series(n_samples: int, kl: str) -> None:
+    """Several samples are averaged."""
+    model, (x, t, mask) = small_model(), irregular()
+    bound = elbo(model, x, t, mask, n_samples=n_samples, kl=kl)  # pyright: ignore[reportArgumentType]
+    assert bound.log_likelihood.shape == bound.kl.shape == (4,)
+    torch.testing.assert_close(bound.value(0.0), bound.log_likelihood)
+    torch.testing.assert_close(bound.value(2.0), bound.log_likelihood - 2 * bound.kl)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_parameter_gets_a_gradient(encoder: str) -> None:
+    """Encoder, field, decoder and noise, through one bound."""
+    model, (x, t, mask) = small_model(encoder, Gaussian(0.3, learned=True)), irregular()
+    elbo(model, x, t, mask).value().sum().backward()
+    without = [
+        name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())
+    ]
+    assert without == []
+
+
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+SOLVERS = {
+    "per sample": Solver(**TIGHT),
+    "on the union": Solver(coupling="shared", **TIGHT),
+    "on another backend": Solver(backend="torchdiffeq", **TIGHT),
+    "by the adjoint": Solver(gradient="adjoint", **TIGHT),
+}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_bound_and_gradient_do_not_depend_on_who_solves(solver: str) -> None:
+    """Per-sample grids, the union of all times, another backend, another gradient."""
+    if SOLVERS[solver].backend == "torchdiffeq":
+        pytest.importorskip("torchdiffeq")
+
+    def gradient(settings: Solver) -> Tensor:
+        model, (x, t, mask) = small_model(solver=settings), irregular()
+        torch.manual_seed(1)
+        bound = elbo(model, x, t, mask).value().sum()
+        found = torch.autograd.grad(bound, list(model.parameters()))
+        return torch.cat([bound.reshape(1), *(g.flatten() for g in found)])
+
+    wanted = gradient(Solver(method="dopri5", rtol=1e-11, atol=1e-11))
+    torch.testing.assert_close(
+        gradient(SOLVERS[solver]), wanted, rtol=0.0, atol=1e-6 * wanted.detach().norm().item()
+    )
+
+
+def test_series_with_times_of_their_own_take_steps_of_their_own() -> None:
+    """The native backend solves no union of times; told to share, it does."""
+    x, t, mask = irregular()
+    own, shared = small_model(), small_model(solver=Solver(coupling="shared"))
+    elbo(own, x, t, mask)
+    elbo(shared, x, t, mask)
+    assert own.stats is not None
+    assert own.stats.solver.coupling == "per_sample"
+    assert own.stats.forward.n_steps.shape == (4,)
+    assert shared.stats is not None
+    assert shared.stats.solver.coupling == "shared"
+
+
+def test_a_backend_that_cannot_is_refused_where_that_was_asked_for() -> None:
+    """A written coupling is honoured or refused, never degraded."""
+    pytest.importorskip("torchdiffeq")
+    x, t, mask = irregular()
+    solver = Solver(backend="torchdiffeq", coupling="per_sample")
+    with pytest.raises(Unsupported, match="per_sample"):
+        elbo(small_model(solver=solver), x, t, mask)
+
+
+def test_a_path_holds_at_any_times_in_any_order() -> None:
+    """z' = -z, after t0, before it, at it, for every leading shape."""
+    model = decay(Fixed(0.0, 1.0))
+    z0 = torch.randn(3, 4, 1, dtype=DTYPE)
+    for t in (
+        torch.tensor([2.0, 0.0, 0.5, 2.0]),
+        torch.tensor([-1.0, -0.5]),
+        torch.zeros(1),
+        torch.rand(4, 5) * torch.tensor([[1.0], [2.0], [0.0], [3.0]]),
+    ):
+        wanted = z0.unsqueeze(-2) * torch.exp(-t.to(DTYPE)).unsqueeze(-1)
+        torch.testing.assert_close(model.trajectory(z0, t), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_a_prediction_is_decoded_from_the_posterior_mean() -> None:
+    """Between, at and beyond the data."""
+    model, (x, t, mask) = small_model(), irregular()
+    at = torch.tensor([0.0, 0.5, 3.0])
+    wanted = model.decoder(model.trajectory(model.posterior(x, t, mask).mean, at))
+    torch.testing.assert_close(model.predict(x, t, mask, at=at), wanted)
+
+
+def test_samples_have_the_moments_of_the_model() -> None:
+    """z0 ~ N(0, 1), z' = -z: variance exp(-2 t) + noise^2 at every time."""
+    torch.manual_seed(0)
+    series = decay(Fixed(0.0, 1.0)).sample(20_000, TIMES)
+    wanted = torch.exp(-2 * TIMES) + 0.25
+    torch.testing.assert_close(series.var(dim=0)[:, 0], wanted, rtol=0.05, atol=0.0)
+    torch.testing.assert_close(series.mean(dim=0), torch.zeros(3, 1, dtype=DTYPE), rtol=0,
+                               atol=0.03)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("z0", "t", "words"),
+    [
+        (torch.zeros(4, 2), torch.zeros(1), "`z0` must be \\[..., B, 3\\]"),
+        (torch.zeros(3), torch.zeros(1), "`z0` must be"),
+        (torch.zeros(4, 3), torch.zeros(2, 5), "one row for each series"),
+        (torch.zeros(4, 3), torch.tensor([torch.nan]), "must be finite"),
+        (torch.zeros(4, 3), torch.tensor([-1.0, 1.0]), "one side"),
+    ],
+)
+def test_a_path_that_makes_no_sense_is_refused(z0: Tensor, t: Tensor, words: str) -> None:
+    """Before any solve."""
+    with pytest.raises(InvalidProblem, match=words):
+        small_model().trajectory(z0.to(DTYPE), t)
+
+
+def test_settings_of_a_bound_are_checked() -> None:
+    """Number of samples and kind of KL."""
+    model, (x, t, mask) = small_model(), irregular()
+    with pytest.raises(InvalidProblem, match="`n_samples` must be positive"):
+        elbo(model, x, t, mask, n_samples=0)
+    with pytest.raises(InvalidProblem, match="`kl` must be"):
+        elbo(model, x, t, mask, kl="exact")  # pyright: ignore[reportArgumentType]
+
+
+def test_annealing_grows_to_one_and_stays() -> None:
+    """Linearly."""
+    assert [annealed(step, 4, 0.5) for step in (0, 2, 4, 9)] == [0.5, 0.75, 1.0, 1.0]
+
+
+def test_data_of_another_width_are_refused() -> None:
+    """The encoder says which."""
+    _, t, _ = irregular()
+    with pytest.raises(InvalidProblem, match="2 features, got shape \\[4, 6, 1\\]"):
+        small_model().posterior(torch.zeros(4, 6, 1, dtype=DTYPE), t)
