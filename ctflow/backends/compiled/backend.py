@@ -28,6 +28,9 @@ from ctflow.state import Layout, leaves_of
 __all__ = ["CompiledBackend"]
 
 
+_FEATURES = frozenset(Feature) - {Feature.ADJOINT, Feature.SECOND_ORDER, Feature.LOCAL_ERROR}
+
+
 @dataclass(frozen=True)
 class CompiledBackend:
     """ctflow's solver as compiled programs: native's numbers without Python in the loop.
@@ -55,13 +58,13 @@ class CompiledBackend:
     @property
     def features(self) -> frozenset[Feature]:
         """What it can do."""
-        return frozenset(Feature) - {Feature.SECOND_ORDER, Feature.DIRECT, Feature.ADJOINT}
+        return _FEATURES
 
     def refuse(self, problem: ODEProblem, solver: Solver) -> list[str]:
         """Reasons why it cannot do what is asked."""
         reasons = NativeBackend(self.tableau, self.control).refuse(problem, solver)
-        if solver.gradient not in (None, "checkpointed"):
-            reasons.append(f"gradient={solver.gradient!r} is not offered: only 'checkpointed' is")
+        if solver.gradient == "adjoint":
+            reasons.append("gradient='adjoint' is not offered: 'checkpointed' and 'direct' are")
         return reasons
 
     def solve(self, problem: ODEProblem, solver: Solver) -> Solution:
@@ -76,7 +79,7 @@ class CompiledBackend:
         reads = read(problem)
         _refuse_transforms(problem, reads)
         times = problem.t.float() if problem.t.device.type == "mps" else problem.t.double()
-        times = times.expand(layout.batch, -1)
+        times = times.expand(layout.batch, -1).contiguous()
         y0 = layout.pack(problem.y0)
         recorded = torch.is_grad_enabled()
         wanted = (

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctflow.backends.captures import refuse_second
-from ctflow.backends.compiled.forward import Found, forward
+from ctflow.backends.compiled.forward import Found, Run, forward
 from ctflow.backends.compiled.job import RECORD_NAMES, Job, family_of, rest_of
+from ctflow.backends.compiled.keep import split
 from ctflow.backends.compiled.library import Inputs, Sketch
 from ctflow.backends.compiled.phases import Backward
 from ctflow.backends.compiled.programs import BackwardProgram
@@ -51,55 +53,65 @@ class Checkpointed(torch.autograd.Function):
         asked = [
             g if need else None for g, need in zip(found, ctx.needs_input_grad[3:], strict=True)
         ]
-        gradient = str(job.solver.gradient)
-        return None, None, None, *refuse_second(asked, gradient, (gradients[0], y0))
+        return None, None, None, *refuse_second(asked, str(job.solver.gradient), (gradients[0], y0))
 
 
 def pull_back(job: Job, found: Found, g: Tensor, stats: list[Stats]) -> tuple[Tensor, list[Tensor]]:
     """Gradients of the initial state and of the tensors, from those of the outputs [T, B, N]."""
-    outcome = found.outcome
-    wanted_tensors = [job.reads.tensors[i] for i in job.wanted or ()]
-    totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in wanted_tensors]
-    source = well(outcome)
-    if source is None:
-        return torch.zeros_like(g[0]), totals
-    times, chunks, ends = job.times, found.chunks, found.ends
+    outcome, grid, runs = found.outcome, job.times, found.runs
+    wanted = [job.reads.tensors[i] for i in job.wanted or ()]
+    totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in wanted]
     if outcome.stops:
+        source = well(outcome)
+        if source is None:
+            return torch.zeros_like(g[0]), totals
         own = source.to(g.device)
         g = torch.where((outcome.status == 0).to(g.device).unsqueeze(1), g, 0.0)
-        times = times[own]
-        chunks = [(n, record[:, :, own], states[:, own]) for n, record, states in chunks]
-        ends = [(t[own], y[own]) for t, y in ends]
-    rest = rest_of(job)
-    later, a = g[1:].contiguous(), g[-1].contiguous()
-    wanted = times[:, 1:].T.contiguous()
-    direction = torch.sign(times[:, -1:] - times[:, :1])
-    ahead = (times[:, 1:-1] * direction).contiguous()
+        grid, runs = grid[own], [_of(own, run) for run in runs]
+    g, rest = g.contiguous(), rest_of(job)
+    a = g[-1]
     family = family_of(job, "backward")
-    n_steps = 0
-    for (n, record, states), (t_end, y_end) in zip(reversed(chunks), reversed(ends), strict=True):
-        n_steps += n
-        if n == 0:
+    n_kept = len(runs[0].kept)
+
+    def make(sketch: Sketch, fakes: Sequence[Tensor]) -> BackwardProgram:
+        return _module(job, sketch, fakes, n_kept)
+
+    names = _names(job, runs[0].kept)
+    for run in reversed(runs):
+        if run.n == 0:
             continue
-        if job.inside:
-            begin, stop, width = _windows(record, n, ahead, direction)
-            window = torch.arange(width, device=g.device)
-        else:
-            begin = stop = window = g.new_empty(0, dtype=torch.int64)
+        window = _range(max(2, run.widest), g.device) if job.inside else run.windows
         inputs = Inputs(
-            [torch.tensor([n], device=g.device), a, t_end.contiguous(), y_end, record, states,
-             later, wanted, begin, stop.clone(), window.clone(), *totals, *rest],
-            _BACKWARD_NAMES if job.inside else _BACKWARD_NAMES_AT_END,
+            [torch.tensor([run.n], device=g.device), a, run.clock, run.y, grid, g, run.steps,
+             run.states, run.windows, window, *run.kept, *totals, *rest],
+            names,
             rest[-1].shape[0],
         )  # fmt: skip
-        program = family.get(inputs, lambda sketch, fakes: _backward_module(job, sketch, fakes))
+        program = family.get(inputs, make)
         a, *shares = program(inputs.tensors)
         if shares:
             torch._foreach_add_(totals, shares)  # pyright: ignore
-    tableau = job.tableau
-    per_step = tableau.stages - tableau.fsal
-    n_evals = n_steps * per_step + (len(chunks) if job.inside and tableau.fsal else 0)
-    like = outcome.counts.n_steps
+    _count(job, found, stats)
+    return a + g[0], totals
+
+
+def _of(own: Tensor, run: Run) -> Run:
+    """The records with healthy samples in the places of failed ones."""
+    return run._replace(
+        steps=run.steps[:, :, own].contiguous(),
+        states=run.states[:, own].contiguous() if run.states.dim() > 1 else run.states,
+        windows=run.windows[:, :, own].contiguous() if run.windows.dim() > 1 else run.windows,
+        clock=run.clock[:, own].contiguous(),
+        y=run.y[own],
+    )
+
+
+def _count(job: Job, found: Found, stats: list[Stats]) -> None:
+    """Put the cost of the backward pass where the user reads it."""
+    tableau, n_steps = job.tableau, sum(run.n for run in found.runs)
+    n_evals = 0 if job.keeps_evaluations else n_steps * (tableau.stages - tableau.fsal)
+    n_evals += len(found.runs) if job.inside and tableau.fsal else 0
+    like = found.outcome.counts.n_steps
     for one in stats:
         one.backward = Counts(
             torch.full_like(like, n_evals),
@@ -107,34 +119,35 @@ def pull_back(job: Job, found: Found, g: Tensor, stats: list[Stats]) -> tuple[Te
             torch.full_like(like, n_steps),
             torch.zeros_like(like),
         )
-    return a + g[0], totals
 
 
-_BACKWARD_NAMES = (
-    (None,), (None, None), (None,), (None, None), RECORD_NAMES, RECORD_NAMES,
-    ("outputs", None, None), ("outputs", None), ("records", None), ("records", None), ("window",),
-)  # fmt: skip
-_BACKWARD_NAMES_AT_END = (
-    *_BACKWARD_NAMES[:6], (None, None, None), (None, None), (None,), (None,), (None,),
-)  # fmt: skip
+@lru_cache(maxsize=64)
+def _range(n: int, device: torch.device) -> Tensor:
+    """0, 1, 2, ..."""
+    with torch.inference_mode(False):
+        return torch.arange(n, device=device)
 
 
-def _windows(
-    record: Tensor, n: int, ahead: Tensor, direction: Tensor
-) -> tuple[Tensor, Tensor, int]:
-    """For each step and sample the range of its outputs, [C, B] each, and the longest range."""
-    starts, stops = (record[:n, i].T.contiguous() * direction for i in (0, 1))
-    begin, stop = record.new_zeros((2, record.shape[0], record.shape[2]), dtype=torch.int64)
-    begin[:n] = torch.searchsorted(ahead, starts, right=True).T
-    stop[:n] = torch.searchsorted(ahead, stops, right=True).T
-    return begin, stop, max(2, int((stop - begin).amax()))
+def _names(job: Job, kept: Sequence[Tensor]) -> list[tuple[str | None, ...]]:
+    """Which sizes of the first inputs are free from the start."""
+    inside = job.inside
+    outputs = "outputs" if inside else None
+    return [
+        (None,), (None, None), (None, None), (None, None),
+        (None, outputs), (outputs, None, None), RECORD_NAMES,
+        RECORD_NAMES if job.keeps_states else (None,),
+        (None, "records", None) if inside else (None,),
+        ("window",) if inside else (None,),
+        *(("records", *(None for _ in x.shape[1:])) for x in kept),
+    ]  # fmt: skip
 
 
-def _backward_module(job: Job, sketch: Sketch, fakes: Sequence[Tensor]) -> BackwardProgram:
+def _module(job: Job, sketch: Sketch, fakes: Sequence[Tensor], n_kept: int) -> BackwardProgram:
     """The backward program of a job, with the sizes of a sketch."""
     n_totals = len(job.wanted or ())
     warm(job.tableau, job.times.dtype, job.times.device)
-    traced = job.traced(sketch, fakes[11 + n_totals :])
-    phases = Backward(job.tableau, traced, job.inside)
+    traced = job.traced(sketch, fakes[10 + n_kept + n_totals :])
+    recalled = split(traced).recalled if job.keeps_evaluations else None
+    phases = Backward(job.tableau, traced, job.inside, recalled)
     with sketch.mode:
-        return BackwardProgram(phases, fakes, job.exact)
+        return BackwardProgram(phases, fakes, n_kept, job.exact)

@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ctflow.backends.compiled.job import RECORD_NAMES, Job, family_of, rest_of
+from ctflow.backends.compiled.keep import split
 from ctflow.backends.compiled.library import Family, Inputs, Sketch
-from ctflow.backends.compiled.phases import Forward, control_values
+from ctflow.backends.compiled.phases import Forward, Head, Summary, control_values
 from ctflow.backends.compiled.programs import ForwardProgram
 from ctflow.backends.native.loop import Outcome
 from ctflow.backends.native.step import warm
 from ctflow.solution import Counts, Status, Stop
 
-__all__ = ["Found", "forward"]
+__all__ = ["Found", "Run", "forward"]
 
 _RECORD = 64 * 2**20  # bytes of records that a first solve sets aside
+_PASSING = 4 * 2**20  # bytes of records where none is needed later
 _FEWEST, _MOST = 16, 4096  # records
+
+
+class Run(NamedTuple):
+    """One run of the program, for the backward pass.
+
+    Attributes:
+        n: Steps recorded.
+        steps: Start and end of each, [C, 2, B].
+        states: State at the start of each, [C, B, N].
+        kept: What the derivative of each evaluation needs, [C, ...] each.
+        windows: Which outputs lie in each step, from and to, [2, C, B].
+        widest: Most outputs in one step.
+        clock: Time, size of the next step and largest |y| at the end, [3, B].
+        y: State at the end, [B, N].
+    """
+
+    n: int
+    steps: Tensor
+    states: Tensor
+    kept: list[Tensor]
+    windows: Tensor
+    widest: int
+    clock: Tensor
+    y: Tensor
 
 
 class Found(NamedTuple):
@@ -28,127 +55,138 @@ class Found(NamedTuple):
     Attributes:
         out: States at the output times, [T, B, N].
         outcome: How it went.
-        chunks: (n, times, states) of each run of the program.
-        ends: (time, state) at the end of each run.
+        runs: For the backward pass; empty where nothing has to be kept.
+        largest: Largest |y| at the ends of steps, [B], for the adjoint.
     """
 
     out: Tensor
     outcome: Outcome
-    chunks: list[tuple[int, Tensor, Tensor]]
-    ends: list[tuple[Tensor, Tensor]]
-
-
-_FORWARD_NAMES = (
-    (), (None,), (None,), (None,), (None, None), (None, None), (None, None), ("outputs", None),
-    RECORD_NAMES,
-)  # fmt: skip
+    runs: list[Run]
+    largest: Tensor
 
 
 def forward(job: Job, y: Tensor) -> Found:
-    """Run the forward program until every sample is done."""
+    """Run the forward program until every sample is done.
+
+    Args:
+        job: The solve.
+        y: Initial state, [B, N], detached.
+    """
+    y = y.contiguous()
     batch, n_variables = y.shape
     times, tableau = job.times, job.tableau
-    t0, t1 = times[:, 0], times[:, -1].contiguous()
-    direction = torch.sign(t1 - t0)
-    wanted = times[:, 1:].T.contiguous()
-    keep = job.wanted is not None
     n_powers = len(tableau.p[0]) if job.inside else 0
     family = family_of(job, "forward")
     values, rest = control_values(job.control, times), rest_of(job)
+    shapes = _kept(job, family, y) if job.keeps_evaluations else []
+    n_states = (job.keeps_states or job.inside) + n_powers
+    size = n_states * y.numel() * y.element_size() + sum(s.numel() * d.itemsize for s, d in shapes)
+    names = _names(job.inside, job.keeps_states, shapes)
 
     def make(sketch: Sketch, fakes: Sequence[Tensor]) -> ForwardProgram:
-        module, family.n_probes = _forward_module(job, sketch, fakes)
-        return module
+        return _module(job, sketch, fakes, 3 + len(shapes))
 
-    given = torch.zeros_like(t0)
-    clock = torch.stack((t0, given))
-    ticks = torch.zeros((3, batch), dtype=torch.int64, device=y.device)
-    fresh, steps, start = torch.ones((), dtype=torch.bool, device=y.device), 0, y
-    chunks: list[tuple[int, Tensor, Tensor]] = []
-    trace_times = [t0.unsqueeze(0)]
+    clock, ticks = _blank(batch, times.dtype, y.device)
+    max_steps, steps = job.solver.max_steps, 0
     out: Tensor | None = None
-    ends: list[tuple[Tensor, Tensor]] = []
+    runs: list[Run] = []
+    trace = [times[:, 0]]
     while True:
-        room = _room(family, y, 1 + n_powers if keep or job.inside else 0, job.solver.max_steps)
-        record = y.new_empty((room, 2, batch), dtype=times.dtype)
-        states = y.new_empty((room, batch, n_variables) if keep or job.inside else (0,))
+        room = _room(family, size, max_steps, job.keeps_nothing)
+        head = Head(max_steps, room, steps, out is None, len(runs) + 1)
+        records = torch.empty((room, 2, batch), dtype=times.dtype, device=y.device)
+        states = y.new_empty((room, batch, n_variables) if job.keeps_states else (0,))
         powers = y.new_empty((room, n_powers, batch, n_variables) if job.inside else (0,))
-        limits = torch.tensor([job.solver.max_steps, room, steps], device=y.device)
-        tensors = [fresh, limits, t1, direction, clock, ticks, y, wanted, record, states, powers]
-        names = _FORWARD_NAMES if job.inside else (*_FORWARD_NAMES[:7], (None, None), RECORD_NAMES)
-        names = (
-            *names,
-            RECORD_NAMES if states.dim() > 1 else (None,),
-            (*RECORD_NAMES, None) if job.inside else (None,),
-        )
-        inputs = Inputs([*tensors, *values, *rest], names, rest[-1].shape[0])
+        kept = [torch.empty((room, *s), dtype=d, device=y.device) for s, d in shapes]
+        inputs = Inputs(
+            [torch.tensor(head, device=y.device), times, clock, ticks, y, records, states, powers,
+             *kept, *values, *rest],
+            names,
+            rest[-1].shape[0],
+        )  # fmt: skip
         program = family.get(inputs, make)
-        marks, clock, ticks, y, found = program(inputs.tensors)
-        steps, n = cast("list[int]", marks.tolist())
-        family.longest = max(family.longest, n)
+        summary, clock, ticks, counts, found, windows, y = program(inputs.tensors)
+        told = Summary(*summary.tolist())
+        steps = told.steps
+        family.longest = max(family.longest, told.n)
         out = found if out is None else torch.where(torch.isnan(out), found, out)
-        chunks.append((n, record, states))
-        ends.append((clock[0], y))
-        trace_times.append(record[:n, 1])
-        on_the_way = (ticks[0] == Status.OK) & (clock[0] != t1)
-        if n < room or steps >= job.solver.max_steps or not bool(on_the_way.any()):
+        runs.append(Run(told.n, records, states, kept, windows, told.widest, clock, y))
+        trace += records[: told.n, 1].unbind(0)
+        if not told.on_the_way:
             break
-        fresh = torch.zeros_like(fresh)
-    outcome = _outcome(job, family, clock, ticks, t1, steps, len(chunks), trace_times)
-    return Found(torch.cat((start.unsqueeze(0), out)), outcome, chunks, ends)
+    status = ticks[0].cpu()
+    stops = _stops(status, ticks, clock) if told.failed else ()
+    counted = Counts(*counts.cpu().unbind(0))
+    outcome = Outcome(status, counted, stops, tuple(trace), clock[1])
+    return Found(out, outcome, [] if job.keeps_nothing else runs, clock[2])
 
 
-def _room(family: Family, y: Tensor, n_states: int, max_steps: int) -> int:
-    """How many records to set aside: what was needed before and a quarter more."""
-    fits = _RECORD // max(1, n_states * y.numel() * y.element_size())
-    first = min(max(fits, _FEWEST), 256)
-    asked = family.longest + family.longest // 4 + 4 if family.longest else first
-    return max(2, min(max(asked, 2), max(fits, _FEWEST), _MOST, max_steps + 1))
+def _names(
+    inside: bool, keeps_states: bool, kept: Sequence[tuple[torch.Size, torch.dtype]]
+) -> list[tuple[str | None, ...]]:
+    """Which sizes of the first inputs are free from the start."""
+    return [
+        (None,),
+        (None, "outputs" if inside else None),
+        (None, None),
+        (None, None),
+        (None, None),
+        RECORD_NAMES,
+        RECORD_NAMES if keeps_states else (None,),
+        (*RECORD_NAMES, None) if inside else (None,),
+        *(("records", *(None for _ in shape)) for shape, _ in kept),
+    ]
 
 
-def _outcome(
-    job: Job,
-    family: Family,
-    clock: Tensor,
-    ticks: Tensor,
-    t1: Tensor,
-    steps: int,
-    n_chunks: int,
-    trace_times: list[Tensor],
-) -> Outcome:
-    """Statistics and failures, from what the program counted."""
-    status, done, rejected = ticks.cpu().unbind(0)
-    unfinished = (status == Status.OK) & (clock[0] != t1).cpu()
-    if bool(unfinished.any()):
-        status = torch.where(unfinished, int(Status.MAX_STEPS), status)
-        done = torch.where(unfinished, steps, done)
-    tableau = job.tableau
-    n_probes = family.n_probes
-    evals = n_chunks * (1 + n_probes) + done * (tableau.stages - tableau.fsal)
-    counts = Counts(evals, done.clone(), done - rejected, rejected.clone())
-    stops: list[Stop] = []
-    if int(status.count_nonzero()):
-        for sample in status.nonzero().flatten().tolist():
-            bad_start = int(status[sample]) == Status.NON_FINITE and int(done[sample]) == 0
-            stops.append(
-                Stop(sample, float(clock[0, sample]), float(clock[1, sample]), not bad_start)
-            )
-    passed = torch.cat([*trace_times[:1], *trace_times[1:]])
-    return Outcome(status.clone(), counts, tuple(stops), passed.unbind(0), clock[1])
+@lru_cache(maxsize=64)
+def _blank(batch: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Clock and ticks before the first run, which does not read them."""
+    with torch.inference_mode(False):
+        clock = torch.zeros((3, batch), dtype=dtype, device=device)
+        return clock, torch.zeros((3, batch), dtype=torch.int64, device=device)
 
 
-def _forward_module(
-    job: Job, sketch: Sketch, fakes: Sequence[Tensor]
-) -> tuple[ForwardProgram, int]:
-    """The forward program of a job, and the evaluations that its first step's size takes."""
-    control, tableau = job.control, job.tableau
-    values = control_values(control, job.times)
-    own = fakes[11 + len(values) :]
-    warm(tableau, job.times.dtype, job.times.device)
-    traced = job._replace(wanted=None).traced(sketch, own)
-    phases = Forward(
-        tableau, control, traced.value, len(values), job.wanted is not None, job.inside
+def _room(family: Family, size: int, max_steps: int, passing: bool) -> int:
+    """How many records of `size` bytes to set aside: as many as before and a quarter more."""
+    fits = max((_PASSING if passing else _RECORD) // max(1, size), _FEWEST)
+    longest = family.longest
+    asked = longest + longest // 4 + 4 if longest else min(fits, 256)
+    return max(2, min(asked, fits, _MOST, max_steps + 1))
+
+
+def _stops(status: Tensor, ticks: Tensor, clock: Tensor) -> tuple[Stop, ...]:
+    """Where failed samples stood."""
+    found: list[Stop] = []
+    for sample in status.nonzero().flatten().tolist():
+        bad_start = int(status[sample]) == Status.NON_FINITE and int(ticks[1, sample]) == 0
+        t, size = float(clock[0, sample]), float(clock[1, sample])
+        found.append(Stop(sample, t, size, not bad_start))
+    return tuple(found)
+
+
+def _kept(job: Job, family: Family, y: Tensor) -> list[tuple[torch.Size, torch.dtype]]:
+    """Shapes of what is kept of one step's evaluations; follows f once for each size."""
+    sizes = (y.shape, tuple(x.shape for x in job.reads.tensors))
+    known = family.kept.get(sizes)
+    if known is None:
+        sketch = Sketch(())
+        stand_ins = [sketch.tensor(x, (None,) * x.dim()) for x in rest_of(job)]
+        saved = split(job.traced(sketch, stand_ins)).saved
+        n_stages = job.tableau.stages - job.tableau.fsal
+        known = family.kept[sizes] = [(x.shape, x.dtype) for x in saved] * n_stages
+    return known
+
+
+def _module(job: Job, sketch: Sketch, fakes: Sequence[Tensor], n_buffers: int) -> ForwardProgram:
+    """The forward program of a job."""
+    n_values = len(control_values(job.control, job.times))
+    warm(job.tableau, job.times.dtype, job.times.device)
+    keeps = job.keeps_evaluations
+    traced = (job if keeps else job._replace(wanted=None)).traced(
+        sketch, fakes[5 + n_buffers + n_values :]
     )
+    watch = job.wanted is not None and job.solver.gradient == "adjoint"
+    kept = split(traced).kept if keeps else None
+    phases = Forward(job.tableau, job.control, traced, n_values, job.inside, watch, kept)
     with sketch.mode, torch.no_grad():
-        module = ForwardProgram(phases, fakes, job.exact)
-    return module, phases.probes[-1]
+        return ForwardProgram(phases, fakes, n_buffers, job.exact)

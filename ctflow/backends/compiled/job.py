@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,20 @@ _KEPT = 256
 
 
 class Job(NamedTuple):
-    """One solve, before it begins."""
+    """One solve, before it begins.
+
+    Attributes:
+        problem: What is asked.
+        reads: What its f reads.
+        layout: How its state lies in [B, N].
+        tableau: The method.
+        control: Step sizes.
+        exact: No approximations of elementary functions.
+        solver: Complete settings.
+        times: Output times, [B, T], in time's own dtype, detached.
+        wanted: Which of the tensors of `reads` a gradient is wanted of; None for no gradient.
+        autocast: The state of autocast.
+    """
 
     problem: ODEProblem
     reads: Reads
@@ -47,16 +61,43 @@ class Job(NamedTuple):
         """Whether there are outputs between start and end."""
         return self.times.shape[1] > 2
 
+    @property
+    def keeps_evaluations(self) -> bool:
+        """Whether the forward pass keeps what the derivative of each evaluation needs.
+
+        Per sample a step that counts for some is a rejected trial of others, whose evaluations
+        must not be kept: there the steps are redone, which gives the same numbers.
+        """
+        direct = self.wanted is not None and self.solver.gradient == "direct"
+        return direct and not self.layout.per_sample
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether the forward pass keeps the state at the start of each step."""
+        gradient = None if self.wanted is None else self.solver.gradient
+        redone = gradient == "checkpointed" or (gradient == "direct" and self.layout.per_sample)
+        return self.inside or redone
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether records may be forgotten once the outputs inside them are known."""
+        return self.wanted is None or self.solver.gradient == "adjoint"
+
     def key(self, kind: str) -> tuple[object, ...]:
         """Everything a program depends on but sizes."""
         tensors = tuple((x.dtype, x.device) for x in self.reads.tensors)
         layout = self.layout
-        wanted = self.wanted if kind == "backward" else self.wanted is not None or self.inside
+        adjoint = self.wanted is not None and self.solver.gradient == "adjoint"
+        if kind == "forward":
+            kept = self.wanted if self.keeps_evaluations else None
+            about = (self.keeps_states, kept, adjoint)
+        else:
+            about = (self.keeps_evaluations, self.wanted)
         return (
-            kind, self.reads.key, tensors, wanted, self.tableau, control_key(self.control),
+            kind, about, self.reads.key, tensors, self.tableau, control_key(self.control),
             self.exact, self.inside, layout.treespec, layout.dtype, layout.device,
-            tuple(len(s) for s in layout.shapes), tuple(s[1:] for s in layout.shapes),
-            layout.per_sample, self.autocast, torch.get_num_threads(),
+            tuple((len(s), s[1:]) for s in layout.shapes), layout.per_sample, self.autocast,
+            torch.get_num_threads(),
         )  # fmt: skip
 
     def traced(self, sketch: Sketch, tensors: Sequence[Tensor]) -> Traced:
@@ -106,9 +147,15 @@ def family_of(job: Job, kind: str) -> Family:
 
 def rest_of(job: Job) -> list[Tensor]:
     """What every program takes at its end: the tensors of `f`, and one as long as the batch."""
-    extent = torch.empty(job.extent, dtype=torch.uint8, device=job.layout.device)
-    tensors = (x.detach() if x.requires_grad else x for x in job.reads.tensors)
-    return [*(x if x.is_contiguous() else x.contiguous() for x in tensors), extent]
+    tensors = (x if x.is_contiguous() else x.detach().contiguous() for x in job.reads.tensors)
+    return [*tensors, _as_long_as(job.extent, job.layout.device)]
+
+
+@lru_cache(maxsize=64)
+def _as_long_as(extent: int, device: torch.device) -> Tensor:
+    """A tensor whose size alone counts."""
+    with torch.inference_mode(False):
+        return torch.zeros(extent, dtype=torch.uint8, device=device)
 
 
 def _name_of(f: object) -> str:

@@ -20,6 +20,7 @@ __all__ = ["Family", "Inputs", "Sketch", "Stage"]
 Sizes = tuple[tuple[int, ...], ...]
 Make = Callable[["Sketch", Sequence[Tensor]], nn.Module]
 
+_LEAST = {"outputs": 3}  # start, end and one between; of others 2
 _PROBE = 5  # size that a free dimension is followed with; any would do
 
 
@@ -101,7 +102,7 @@ class Stage:
                         return False
                     continue
                 value, rest = divmod(b, name.factor)
-                if rest or value < 2 or bound.setdefault(name.name, value) != value:
+                if rest or value < _LEAST.get(name.name, 2) or bound.setdefault(name.name, value) != value:
                     return False
         return True
 
@@ -112,13 +113,17 @@ class Family:
 
     Args:
         name: For the log.
-        make: From a sketch and stand-ins of the inputs to the module that becomes a program.
+
+    Attributes:
+        stages: The programs.
+        longest: Most records that a run has needed.
+        kept: By the sizes of the state: what is kept of an evaluation, one (shape, dtype) each.
     """
 
     name: str
     stages: list[Stage] = field(default_factory=list[Stage])
     longest: int = 0
-    n_probes: int = 0
+    kept: dict[object, list[tuple[torch.Size, torch.dtype]]] = field(default_factory=dict[Any, Any])
     lock: threading.Lock = field(default_factory=threading.Lock)
     _last: tuple[Sizes, Stage] | None = None
 
@@ -161,7 +166,7 @@ class Family:
         module = make(sketch, stand_ins)
         if not sketch.check_free(names):
             raise Unsupported("`f` has a size written into it")
-        dims = {name: torch.export.Dim(name, min=2) for name in names}
+        dims = {name: torch.export.Dim(name, min=_LEAST.get(name, 2)) for name in names}
         spec = tuple(
             {i: d.factor * dims[d.name] if d.factor > 1 else dims[d.name]
              for i, d in enumerate(dimensions) if d is not None}

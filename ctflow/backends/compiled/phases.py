@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx
@@ -23,6 +23,9 @@ from ctflow.solution import Status
 __all__ = [
     "Backward",
     "Forward",
+    "Head",
+    "Records",
+    "Summary",
     "control_key",
     "control_values",
     "with_values",
@@ -71,6 +74,34 @@ def _hashable(value: object) -> object:
     return value
 
 
+class Head(NamedTuple):
+    """Places of the whole numbers that a forward program is called with."""
+
+    max_steps: int = 0
+    room: int = 1
+    steps: int = 2
+    fresh: int = 3
+    chunks: int = 4
+
+
+class Summary(NamedTuple):
+    """What the host has to know when a forward program returns; whole numbers in this order.
+
+    Attributes:
+        steps: Attempted steps so far.
+        n: Records written.
+        on_the_way: Samples that need another run.
+        failed: Samples that were given up.
+        widest: Largest number of outputs inside one step of one sample.
+    """
+
+    steps: int
+    n: int
+    on_the_way: int
+    failed: int
+    widest: int
+
+
 @dataclass(frozen=True)
 class Forward:
     """The phases of the forward solve.
@@ -78,96 +109,120 @@ class Forward:
     Args:
         tableau: The method.
         control: Step sizes; its values are replaced by inputs.
-        value: f as a graph: (t, y, *tensors) -> f.
+        traced: f as a graph.
         n_values: How many values the control takes.
-        keep_states: Whether steps are recorded so that they can be redone.
         inside: Whether outputs inside steps are wanted.
+        watch: Whether the largest |y| is wanted.
+        kept: f as a graph that also returns what its derivative needs; None where nothing of an
+            evaluation is kept.
         probes: Filled with the evaluations that the first step's size takes.
     """
 
     tableau: Tableau
     control: Control
-    value: fx.GraphModule
+    traced: Traced
     n_values: int
-    keep_states: bool
     inside: bool
+    watch: bool
+    kept: fx.GraphModule | None = None
     probes: list[int] = field(default_factory=list[int], compare=False)
 
-    def field(self, tensors: Sequence[Tensor]) -> FlatField:
-        """f with its tensors."""
-        return lambda t, y: self.value(t, y, *tensors)
+    def _split(self, rest: Sequence[Tensor]) -> tuple[Control, Sequence[Tensor]]:
+        return with_values(self.control, rest[: self.n_values]), rest[self.n_values :]
 
-    def _split(self, rest: Sequence[Tensor]) -> tuple[Control, FlatField]:
-        control = with_values(self.control, rest[: self.n_values])
-        return control, self.field(rest[self.n_values :])
+    def _field(self, tensors: Sequence[Tensor], saved: list[tuple[Tensor, ...]]) -> FlatField:
+        """f with its tensors; what its derivative needs goes into `saved`."""
+
+        def evaluate(t: Tensor, y: Tensor) -> Tensor:
+            if self.kept is None:
+                return self.traced.value(t, y, *tensors)
+            f, *own = self.kept(t, y, *tensors)
+            saved.append(tuple(own))
+            return f
+
+        return evaluate
 
     def start(
-        self,
-        fresh: Tensor,
-        limits: Tensor,
-        t1: Tensor,
-        direction: Tensor,
-        clock: Tensor,
-        ticks: Tensor,
-        y: Tensor,
-        *rest: Tensor,
+        self, head: Tensor, times: Tensor, clock: Tensor, ticks: Tensor, y: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
-        """Derivative at the start, and size of the first step where `fresh`; drops bad starts."""
-        control, field = self._split(rest)
-        t, given = clock.unbind(0)
+        """End of the interval, direction; then what the loop carries, bad starts dropped.
+
+        Args:
+            head: Whole numbers, as `Head` says.
+            times: Output times, [B, T].
+            clock: Time, step size, largest |y|, [3, B]; read only if the run is not fresh.
+            ticks: Status, attempted steps, rejected steps, [3, B]; likewise.
+            y: State, [B, N].
+            rest: The control's values and the tensors of f.
+        """
+        control, tensors = self._split(rest)
+        fresh = head[Head().fresh] != 0
+        t1 = times[:, -1].clone()
+        direction = torch.sign(t1 - times[:, 0])
+        t = torch.where(fresh, times[:, 0], clock[0])
+        ticks = torch.where(fresh, 0, ticks)
+        saved: list[tuple[Tensor, ...]] = []
+        field = self._field(tensors, saved)
         f = field(t.to(y.dtype), y)
-        size, n_probes = control.first(field, self.tableau, Span(t, t1, direction), y, f)
+        span = Span(times[:, 0], t1, direction)
+        size, n_probes = control.first(self._field(tensors, []), self.tableau, span, y, f)
         self.probes.append(n_probes)
-        size = torch.where(fresh, size, given)
+        size = torch.where(fresh, size, clock[1])
+        largest = y.abs().amax(1).to(t.dtype) if self.watch else torch.zeros_like(t)
         bad = (ticks[0] == Status.OK) & ~torch.isfinite(f).all(dim=1)
         status = torch.where(bad, int(Status.NON_FINITE), ticks[0])
         done = torch.where(bad, 0, ticks[1])
-        marks = torch.stack((limits[2], torch.zeros_like(limits[2])))
+        steps = head[Head().steps : Head().steps + 1]
+        fsal = self.tableau.fsal
         return (
-            marks,
-            torch.stack((t, size)),
+            t1,
+            direction,
+            torch.cat((steps, torch.zeros_like(steps))),
+            torch.stack((t, size, torch.maximum(largest, torch.where(fresh, 0.0, clock[2])))),
             torch.stack((status, done, ticks[2])),
             y.clone(),
-            f if self.tableau.fsal else f.new_empty(0),
+            f if fsal else f.new_empty(0),
+            *(x.clone() for x in (saved[0] if saved and fsal else ())),
         )
 
     def going(
-        self,
-        marks: Tensor,
-        clock: Tensor,
-        ticks: Tensor,
-        y: Tensor,
-        f: Tensor,
-        limits: Tensor,
-        t1: Tensor,
+        self, head: Tensor, t1: Tensor, marks: Tensor, clock: Tensor, ticks: Tensor
     ) -> Tensor:
         """Whether another step is to be taken: someone is on the way, within the limits."""
-        del y, f
         on_the_way = ((ticks[0] == Status.OK) & (clock[0] != t1)).any()
-        return on_the_way & (marks < limits[:2]).all()
+        return on_the_way & (marks < head[:2]).all()
 
     def step(
         self,
-        marks: Tensor,
-        clock: Tensor,
-        ticks: Tensor,
-        y: Tensor,
-        f: Tensor,
+        carry: Sequence[Tensor],
         t1: Tensor,
         direction: Tensor,
-        times: Tensor,
-        states: Tensor,
-        powers: Tensor,
-        *rest: Tensor,
+        buffers: Sequence[Tensor],
+        rest: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
-        """One attempted step of every sample: native's loop, one turn of it."""
-        control, field = self._split(rest)
+        """One attempted step of every sample: native's loop, one turn of it.
+
+        Args:
+            carry: Marks (attempted steps, records), clock, ticks, state, f there if the method is
+                first-same-as-last, and what its derivative needs.
+            t1: End of the interval, [B].
+            direction: +1 or -1, [B].
+            buffers: Records, written in place: start and end of the step [C, 2, B]; its state
+                [C, B, N]; its interpolant [C, D, B, N]; what each stage's derivative needs. Those
+                without elements are left alone.
+            rest: The control's values and the tensors of f.
+        """
+        marks, clock, ticks, y, f, *saved_first = carry
+        times, states, powers, *kept = buffers
+        control, tensors = self._split(rest)
         tableau = self.tableau
-        t, size = clock.unbind(0)
+        t, size, largest = clock.unbind(0)
         status, done, n_rejected = ticks.unbind(0)
         span = Span(t, t1, direction)
         active = (status == Status.OK) & (t != t1)
         end = torch.where(active, cut(control.end(t, size, span), size, span), t)
+        saved: list[tuple[Tensor, ...]] = [tuple(saved_first)] if saved_first else []
+        field = self._field(tensors, saved)
         step = rk_step(field, tableau, t, end, y, f if tableau.fsal else None)
         verdict = control.judge(tableau, step, size)
         moved = verdict.accepted & active & (end != t)
@@ -187,10 +242,18 @@ class Forward:
         if powers.numel():
             q = torch.stack(coefficients(tableau, step, tableau.stages))
             powers.index_copy_(0, slot, q.unsqueeze(0))
+        flat = [x for stage in saved[: tableau.stages - tableau.fsal] for x in stage]
+        for buffer, x in zip(kept, flat, strict=True):
+            buffer.index_copy_(0, slot, x.unsqueeze(0))
+        went = moved.any()
+        carried = zip(saved[-1], saved_first, strict=True) if saved_first else ()
+        if self.watch:
+            seen = torch.where(moved, step.y1.abs().amax(1), 0.0).to(t.dtype)
+            largest = torch.maximum(largest, seen)
         next_size = torch.where(stuck & (verdict.size == 0), size, verdict.size)
         return (
-            torch.stack((steps, marks[1] + moved.any().to(torch.int64))),
-            torch.stack((t_new, next_size)),
+            torch.stack((steps, marks[1] + went.to(torch.int64))),
+            torch.stack((t_new, next_size, largest)),
             torch.stack(
                 (
                     torch.where(stuck, why, status),
@@ -200,38 +263,117 @@ class Forward:
             ),
             y_new,
             f_new,
+            *(torch.where(went, last, first) for last, first in carried),
         )
 
     def outputs(
         self,
-        n: Tensor,
-        y: Tensor,
-        clock: Tensor,
-        wanted: Tensor,
-        t1: Tensor,
-        direction: Tensor,
+        head: Tensor,
         times: Tensor,
+        y0: Tensor,
+        marks: Tensor,
+        clock: Tensor,
+        ticks: Tensor,
+        y: Tensor,
+        records: Tensor,
         states: Tensor,
         powers: Tensor,
-    ) -> Tensor:
-        """States at the wanted times [T, B] that the recorded steps hold, NaN at others."""
-        arrived = clock[0] == t1
+    ) -> tuple[Tensor, ...]:
+        """Summary, clock, ticks, counts [4, B], states at the output times [T, B, N], windows.
+
+        States that the recorded steps do not hold are NaN; a fresh run's first is `y0`. Windows say
+        which outputs lie in which step, from and to, [2, C, B].
+        """
+        t1 = times[:, -1]
+        ok = ticks[0] == Status.OK
+        ended = ok & (clock[0] != t1) & (marks[0] >= head[Head().max_steps])
+        status = torch.where(ended, int(Status.MAX_STEPS), ticks[0])
+        done, rejected = torch.where(ended, marks[0], ticks[1]), ticks[2]
+        ticks = torch.stack((status, done, rejected))
+        per_run, per_step = 1 + self.probes[-1], self.tableau.stages - self.tableau.fsal
+        evals = head[Head().chunks] * per_run + done * per_step
+        counts = torch.stack((evals, done, done - rejected, rejected))
+        first = torch.where(head[Head().fresh] != 0, y0, torch.nan).unsqueeze(0)
+        out, windows, widest = self._found(times, marks[1:], clock, y, records, states, powers)
+        ok = status == Status.OK
+        on_the_way, failed = (ok & (clock[0] != t1)).sum(), (~ok).sum()
+        summary = torch.stack((marks[0], marks[1], on_the_way, failed, widest))
+        return summary, clock.clone(), ticks, counts, torch.cat((first, out)), windows
+
+    def _found(
+        self,
+        times: Tensor,
+        n: Tensor,
+        clock: Tensor,
+        y: Tensor,
+        records: Tensor,
+        states: Tensor,
+        powers: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """States at the output times after the first, windows, and the widest of these."""
+        wanted, t1 = times[:, 1:].T, times[:, -1]
         if not self.inside:
-            return torch.where(arrived.unsqueeze(1), y, torch.nan).unsqueeze(0)
+            arrived = (clock[0] == t1).unsqueeze(1)
+            none = n.new_empty(0)
+            return torch.where(arrived, y, torch.nan).unsqueeze(0), none, torch.ones_like(n[0])
+        direction = torch.sign(t1 - times[:, 0])
         ahead = wanted * direction
-        row = torch.arange(times.shape[0], device=y.device)
+        row = torch.arange(records.shape[0], device=y.device)
         recorded = (row < n).unsqueeze(1)
-        ends = torch.where(recorded, times[:, 1] * direction, torch.inf)
-        first = torch.where(n > 0, times[0, 0], clock[0]) * direction
-        k = (ends.unsqueeze(1) < ahead.unsqueeze(0)).sum(0).clamp(max=times.shape[0] - 1)
+        ends = torch.where(recorded, records[:, 1] * direction, torch.inf)
+        begun = torch.where(n > 0, records[0, 0], clock[0]) * direction
+        k, windows = _places(begun, ends, ahead)
+        windows = torch.where(recorded, windows, 0)
+        k = k.clamp(max=records.shape[0] - 1)
         sample = torch.arange(y.shape[0], device=y.device).unsqueeze(0)
-        start, end = times[k, 0, sample], times[k, 1, sample]
-        there = (ahead > first) & (ahead <= clock[0] * direction)
+        start, end = records[k, 0, sample], records[k, 1, sample]
+        there = (ahead > begun) & (ahead <= clock[0] * direction)
         s = torch.where(there, (wanted - start) / (end - start), 0.0).to(y.dtype).unsqueeze(-1)
         q = [powers[k, j, sample] for j in range(powers.shape[1])]
         found = at(states[k, sample], q, s)
         found = torch.where((wanted == t1).unsqueeze(-1), y, found)
-        return torch.where(there.unsqueeze(-1), found, torch.nan)
+        widest = (windows[1] - windows[0]).amax()
+        return torch.where(there.unsqueeze(-1), found, torch.nan), windows, widest
+
+
+def _places(begun: Tensor, ends: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor]:
+    """For each output its step, [T, B]; for each step its outputs but the last one, [2, C, B].
+
+    Args:
+        begun: Where the first step starts, [B].
+        ends: Where each step ends, [C, B], not decreasing.
+        ahead: Output times, [T, B], increasing.
+    """
+    edges = torch.cat((begun.unsqueeze(0), ends))
+    if ends.shape[1] == 1:
+        before = edges.unsqueeze(1) < ahead.unsqueeze(0)  # [C + 1, T, B]
+        k, passed = before[1:].sum(0), (~before).sum(1)
+    else:
+        flipped = ahead.T.contiguous()
+        k = torch.searchsorted(ends.T.contiguous(), flipped).T
+        passed = torch.searchsorted(flipped, edges.T.contiguous(), right=True).T
+    passed = passed.clamp(max=ahead.shape[0] - 1)
+    return k, torch.stack((passed[:-1], passed[1:]))
+
+
+class Records(NamedTuple):
+    """What the backward pass reads of one run of the forward program.
+
+    Attributes:
+        grid: Output times, [B, T].
+        g: Gradient that reaches each output, [T, B, N].
+        steps: Start and end of each step, [C, 2, B].
+        states: State at the start of each step, [C, B, N]; empty where evaluations are kept.
+        windows: Which outputs lie in each step, from and to, [2, C, B].
+        window: 0, 1, 2, ... as far as the widest of them.
+    """
+
+    grid: Tensor
+    g: Tensor
+    steps: Tensor
+    states: Tensor
+    windows: Tensor
+    window: Tensor
 
 
 @dataclass(frozen=True)
@@ -242,11 +384,14 @@ class Backward:
         tableau: The method.
         traced: f and its vector-Jacobian product as graphs.
         inside: Whether gradients reach outputs inside steps.
+        recalled: The vector-Jacobian product from what was kept of each evaluation; None where
+            each step is redone.
     """
 
     tableau: Tableau
     traced: Traced
     inside: bool
+    recalled: fx.GraphModule | None = None
 
     @property
     def _redone(self) -> int:
@@ -258,24 +403,14 @@ class Backward:
         return self.tableau.stages - self.tableau.fsal
 
     def last(
-        self,
-        n: Tensor,
-        t_end: Tensor,
-        y_end: Tensor,
-        times: Tensor,
-        g: Tensor,
-        wanted: Tensor,
-        begin: Tensor,
-        stop: Tensor,
-        window: Tensor,
-        *tensors: Tensor,
+        self, n: Tensor, t_end: Tensor, y_end: Tensor, records: Records, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         """Cotangents of the last step's interpolant, [D + 1, B, N], and what its last stage adds.
 
         That stage is f at the end of the solve.
         """
-        sums = self._sums(n - 1, times, g, wanted, begin, stop, window)
-        cotangent = self._of_last_stage(n - 1, times, sums)
+        sums = self._sums(n - 1, records)
+        cotangent = self._of_last_stage(n - 1, records, sums)
         t = t_end.to(y_end.dtype)
         if not self.tableau.fsal:
             leaves = [torch.zeros_like(tensors[i]) for i in self.traced.wanted]
@@ -292,36 +427,34 @@ class Backward:
         left: Tensor,
         a: Tensor,
         sums: Tensor,
-        times: Tensor,
-        states: Tensor,
-        g: Tensor,
-        wanted: Tensor,
-        begin: Tensor,
-        stop: Tensor,
-        window: Tensor,
+        records: Records,
+        kept: Sequence[Tensor],
         totals: Sequence[Tensor],
         tensors: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
         """Cotangent of a step's start from that of its end; adds the tensors' to `totals`."""
         tableau, here = self.tableau, left - 1
-        t0, t1 = _pick(times, here).unbind(0)
-        y0 = _pick(states, here)
+        t0, t1 = _pick(records.steps, here).unbind(0)
+        y0 = torch.zeros_like(a) if self.recalled else _pick(records.states, here)
         earlier = sums
         with torch.enable_grad():
             y = y0.detach().requires_grad_()
             leaves = [tensors[i].detach().requires_grad_() for i in self.traced.wanted]
-            field = _Differentiable(self.traced, tensors, leaves)
+            field: FlatField = _Differentiable(self.traced, tensors, leaves)
+            if self.recalled:
+                of_step = [_pick(buffer, here) for buffer in kept]
+                field = _Recalled(self.recalled, of_step, self._redone, tensors, leaves)
             step = rk_step(field, tableau, t0, t1, y, None)
             outputs, cotangents = [step.y1], [a]
             if self.inside:
                 outputs += coefficients(tableau, step, self._redone)
                 cotangents += sums[1:].unbind(0)
                 before = torch.clamp(here - 1, min=0)
-                earlier = self._sums(before, times, g, wanted, begin, stop, window)
+                earlier = self._sums(before, records)
                 earlier = torch.where(here > 0, earlier, 0.0)
                 if tableau.fsal:
                     outputs.append(step.k[0])
-                    cotangents.append(self._of_last_stage(before, times, earlier))
+                    cotangents.append(self._of_last_stage(before, records, earlier))
         found: list[Tensor | None] = list(
             torch.autograd.grad(outputs, (y, *leaves), cotangents, allow_unused=True)
         )
@@ -332,20 +465,13 @@ class Backward:
                 total.add_(share.detach())
         return (here, a_new + sums[0] if self.inside else a_new, earlier.clone())
 
-    def _sums(
-        self,
-        at_step: Tensor,
-        times: Tensor,
-        g: Tensor,
-        wanted: Tensor,
-        begin: Tensor,
-        stop: Tensor,
-        window: Tensor,
-    ) -> Tensor:
+    def _sums(self, at_step: Tensor, records: Records) -> Tensor:
         """Cotangents of one step's y0 and interpolant, [D + 1, B, N], from those of its outputs."""
-        t0, t1 = _pick(times, at_step).unbind(0)
-        index = _pick(begin, at_step).unsqueeze(0) + window.unsqueeze(1)
-        theirs = (index < _pick(stop, at_step)).unsqueeze(-1)
+        g, wanted = records.g[1:], records.grid.T[1:]
+        t0, t1 = _pick(records.steps, at_step).unbind(0)
+        begin, stop = torch.index_select(records.windows, 1, at_step)[:, 0].unbind(0)
+        index = begin.unsqueeze(0) + records.window.unsqueeze(1)
+        theirs = (index < stop).unsqueeze(-1)
         index = index.clamp(max=g.shape[0] - 1)
         sample = torch.arange(g.shape[1], device=g.device).unsqueeze(0)
         chosen = torch.where(theirs, g[index, sample], 0.0)
@@ -353,9 +479,9 @@ class Backward:
         s = torch.where(theirs, s.to(g.dtype).unsqueeze(-1), 0.0)
         return torch.stack(spread(chosen, s, len(self.tableau.p[0])))
 
-    def _of_last_stage(self, at_step: Tensor, times: Tensor, sums: Tensor) -> Tensor:
+    def _of_last_stage(self, at_step: Tensor, records: Records, sums: Tensor) -> Tensor:
         """Cotangent of the last stage of a step, [B, N], from those of its interpolant."""
-        t0, t1 = _pick(times, at_step).unbind(0)
+        t0, t1 = _pick(records.steps, at_step).unbind(0)
         h = (t1 - t0).to(sums.dtype).unsqueeze(-1)
         return combine(self.tableau.p[-1], sums[1:].unbind(0)) * h
 
@@ -407,3 +533,59 @@ class _Evaluation(torch.autograd.Function):
         t, y = ctx.saved_tensors
         _, *found = _graph(ctx.traced.pulled)(t, y, cotangents[0], *ctx.tensors)
         return None, None, None, *found
+
+
+class _Recalled:
+    """f whose evaluations were kept: there is no value any more, only the derivative.
+
+    Args:
+        recalled: (cotangent, *saved, *tensors) -> products.
+        kept: What was kept of one step's stages, one stage after the other.
+        n_stages: How many stages these are.
+        tensors: What f reads.
+        leaves: Those that want a gradient.
+    """
+
+    def __init__(
+        self,
+        recalled: fx.GraphModule,
+        kept: Sequence[Tensor],
+        n_stages: int,
+        tensors: Sequence[Tensor],
+        leaves: Sequence[Tensor],
+    ) -> None:
+        self._recalled = recalled
+        size = len(kept) // n_stages
+        self._stages = [tuple(kept[i * size : (i + 1) * size]) for i in range(n_stages)]
+        self._tensors = tuple(tensors)
+        self._leaves = tuple(leaves)
+        self._next = 0
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        """The next stage; 0 stands in for its value, which nobody reads."""
+        stage, self._next = self._next, self._next + 1
+        if stage >= len(self._stages):
+            return torch.zeros_like(y)
+        inputs = (*self._stages[stage], *self._tensors)
+        return _Recollection.apply(self._recalled, inputs, y, *self._leaves)  # pyright: ignore
+
+
+class _Recollection(torch.autograd.Function):
+    """One evaluation of which only the derivative is left."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        recalled: fx.GraphModule,
+        inputs: tuple[Tensor, ...],
+        y: Tensor,
+        *leaves: Tensor,  # noqa: ARG004 - so that their gradients arrive
+    ) -> Tensor:
+        """Nothing."""
+        ctx.recalled, ctx.inputs = recalled, inputs
+        return torch.zeros_like(y)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:  # noqa: ANN401
+        """The vector-Jacobian product."""
+        return None, None, *ctx.recalled(cotangents[0], *ctx.inputs)

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 
-__all__ = ["improved", "outputs_of", "split_constant"]
+__all__ = ["improved", "merge_equal", "outputs_of", "split_constant"]
 
 _SMALL = 8192  # multiplications below which a library call costs more than the product
 _UNROLLED = 8  # inner dimension up to which a product is no more than a few fused operations
@@ -47,11 +47,7 @@ def improved(graph: fx.GraphModule, exact: bool) -> fx.GraphModule:
     Returns:
         The graph.
     """
-    for node in list(graph.graph.nodes):
-        if node.target in _DETACHED:  # no derivative is taken of this graph any more
-            node.replace_all_uses_with(node.args[0])
-            graph.graph.erase_node(node)
-    _merge_equal(graph)
+    merge_equal(graph.graph)
     for node in list(graph.graph.nodes):
         if node.op != "call_function":
             continue
@@ -72,7 +68,7 @@ def improved(graph: fx.GraphModule, exact: bool) -> fx.GraphModule:
                 else:
                     table[own] = graph.graph.node_copy(own, table.__getitem__)
         graph.graph.erase_node(node)
-    _merge_equal(graph)
+    merge_equal(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
@@ -149,17 +145,21 @@ def _moves(node: fx.Node) -> bool:
     return isinstance(target, OpOverload) and not target._schema.is_mutable  # pyright: ignore
 
 
-def _merge_equal(graph: fx.GraphModule) -> None:
-    """Compute once what is computed twice."""
+def merge_equal(graph: fx.Graph) -> None:
+    """Compute once what is computed twice, in a graph of which no derivative is taken any more."""
     known: dict[object, fx.Node] = {}
-    for node in list(graph.graph.nodes):
+    for node in list(graph.nodes):
+        if node.target in _DETACHED:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+            continue
         if node.op != "call_function" or not (_moves(node) or node.target is operator.getitem):
             continue
         key = (node.target, _frozen(node.args), _frozen(node.kwargs))
         first = known.setdefault(key, node)
         if first is not node:
             node.replace_all_uses_with(first)
-            graph.graph.erase_node(node)
+            graph.erase_node(node)
 
 
 def _frozen(value: Any) -> object:  # noqa: ANN401

@@ -1,0 +1,387 @@
+"""The adjoint's walk over all output intervals as one loop: its phases, and the programs of them.
+
+Native's own step, control and quadrature are called here on [y, a], and followed once into a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ctflow.backends.adjoint import (
+    LOOK_CLOSER,
+    Evaluated,
+    Linearised,
+    drift_of,
+    effect_of_drift,
+    size_of,
+)
+from ctflow.backends.compiled.phases import with_values
+from ctflow.backends.compiled.rewrite import improved, outputs_of, split_constant
+from ctflow.backends.compiled.trace import Traced, graph_of
+from ctflow.backends.native.control import Control, Span
+from ctflow.backends.native.gradients.quadrature import FAR, WithQuadrature
+from ctflow.backends.native.loop import cut, resolution
+from ctflow.backends.native.step import combine, rk_step
+from ctflow.backends.native.tableau import Tableau
+
+__all__ = ["AdjointPhases", "AdjointProgram", "EffectProgram", "Ends", "Kept"]
+
+
+class Ends(NamedTuple):
+    """What the walk is between.
+
+    Attributes:
+        limit: Most steps, [1].
+        direction: Of the walk: +1 or -1, [B].
+        times: Output times, [T, B].
+        out: States there, [T, B, N].
+        g: Gradient that reaches each of them, [T, B, N].
+        largest: Largest |y| of the forward pass, [B].
+    """
+
+    limit: Tensor
+    direction: Tensor
+    times: Tensor
+    out: Tensor
+    g: Tensor
+    largest: Tensor
+
+
+class Kept(NamedTuple):
+    """What the walk writes down at the earlier end of each interval; entry i is of output i.
+
+    Attributes:
+        states: States rebuilt backwards, [T, B, N].
+        adjoints: Adjoints before the jump, at their scale, [T, B, N].
+        drifts: Relative distances of rebuilt from stored states, [T, B].
+    """
+
+    states: Tensor
+    adjoints: Tensor
+    drifts: Tensor
+
+
+class Products:
+    """f and its vector-Jacobian products as graphs.
+
+    Args:
+        traced: The graphs.
+        tensors: What f reads.
+    """
+
+    def __init__(self, traced: Traced, tensors: Sequence[Tensor]) -> None:
+        if traced.pulled is None:
+            raise RuntimeError("this program was traced without a derivative")
+        self._graph = traced.pulled
+        self._tensors = tuple(tensors)
+        self.leaves = tuple(tensors[i] for i in traced.wanted)
+
+    def __call__(self, t: Tensor, y: Tensor, a: Tensor) -> Evaluated:
+        """Evaluate f and all products with one cotangent."""
+        dy, pulled, *shares = self._graph(t, y, a, *self._tensors)
+        return Evaluated(dy, y, a, pulled, t, tuple(shares))
+
+    def weighted(
+        self, weights: Sequence[float], places: Sequence[Evaluated], h: Tensor, keep: bool
+    ) -> list[Tensor]:
+        """Sum over places of weight h a df/dtheta; see `Linearised.weighted`.
+
+        One sample has one h, which is a factor of the products that are there already.
+        """
+        del keep
+        if h.shape[0] == 1:
+            factor = h.reshape(())
+            return [
+                combine(weights, [p.shares[j] for p in places]) * factor
+                for j in range(len(self.leaves))
+            ]
+        found = [self(p.t, p.state, w * h * p.a) for w, p in zip(weights, places, strict=True)]
+        ones = [1.0] * len(found)
+        return [combine(ones, [p.shares[j] for p in found]) for j in range(len(self.leaves))]
+
+
+@dataclass(frozen=True)
+class AdjointPhases:
+    """The phases of the walk.
+
+    Args:
+        tableau: The method.
+        control: Step sizes of the backward solve; its values are replaced by inputs.
+        traced: f and its vector-Jacobian product as graphs.
+        n_values: How many values the control takes.
+        seminorm: Leave the parameters' quadrature out of the step decision, and sum up its error.
+        carries: Whether the derivative at the end of a step is kept for the next: of one sample,
+            without outputs inside, where it jumps.
+        n_evals: Filled with the evaluations that the start takes.
+    """
+
+    tableau: Tableau
+    control: Control
+    traced: Traced
+    n_values: int
+    seminorm: bool
+    carries: bool
+    n_evals: list[int] = field(default_factory=list[int], compare=False)
+
+    @property
+    def n_totals(self) -> int:
+        """Parameters that a gradient is wanted of."""
+        return len(self.traced.wanted)
+
+    def _split(self, rest: Sequence[Tensor]) -> tuple[Control, Products]:
+        control = with_values(self.control, rest[: self.n_values])
+        return control, Products(self.traced, rest[self.n_values :])
+
+    def start(self, marks: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What the loop carries at its beginning, and what it is given: g, share, bound, sizes.
+
+        The adjoint is linear: each sample's is solved at size 1.
+        """
+        ends = Ends(*inputs[:6])
+        control, field = self._split(inputs[6:])
+        size = ends.g.abs().amax(dim=(0, 2))
+        scale = torch.where(size > 0, size, 1.0).unsqueeze(1)
+        g = ends.g / scale
+        share = scale / scale.amax()
+        bound = FAR * ends.largest
+        quadrature = WithQuadrature(control, field, share, bound, self.seminorm)
+        both = torch.cat([ends.out[-1], g[-1]], dim=1)
+        t = ends.times[-1]
+        span = Span(t, ends.times[-2], ends.direction)
+        f = quadrature.field_of_both(t.to(both.dtype), both)
+        step, n_probes = quadrature.first(quadrature.field_of_both, self.tableau, span, both, f)
+        self.n_evals.append(n_probes + 1 if n_probes or self.carries else 0)
+        ticks = torch.zeros((2, t.shape[0]), dtype=torch.int64, device=t.device)
+        carry = [marks.clone(), torch.stack((t, step)), ticks, both]
+        if self.carries:
+            carry += [f, *quadrature.place_of(f).shares]
+        return (*carry, g, share, bound, size_of(ends.out), scale)
+
+    @property
+    def n_carried(self) -> int:
+        """How many of what `start` returns the loop carries."""
+        return 5 + self.n_totals if self.carries else 4
+
+    def going(self, marks: Tensor, limit: Tensor) -> Tensor:
+        """Whether another step is to be taken."""
+        steps, i, lost, _ = marks.split(1)
+        return ((steps < limit) & (i > 0) & (lost == 0)).all()
+
+    def step(
+        self,
+        carry: Sequence[Tensor],
+        ends: Ends,
+        share: Tensor,
+        bound: Tensor,
+        largest: Tensor,
+        kept: Kept,
+        totals: Sequence[Tensor],
+        estimates: Sequence[Tensor],
+        rest: Sequence[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """One attempted step of every sample on the present interval: native's loop, one turn.
+
+        When all samples have arrived at the interval's earlier end, state and adjoint jump: to the
+        stored state, and by the gradient that reaches it. `ends.g` and `bound` are those of
+        `start`, `largest` the sizes.
+        """
+        control, field = self._split(rest)
+        tableau = self.tableau
+        marks, clock, ticks, both, *known = carry
+        steps, i, lost, look = marks.split(1)
+        t, size = clock.unbind(0)
+        done, n_rejected = ticks.unbind(0)
+        goal = i - 1
+        span = Span(_pick(ends.times, i), _pick(ends.times, goal), ends.direction)
+        stored = _pick(ends.out, goal)
+        quadrature = WithQuadrature(control, field, share, bound, self.seminorm, totals)
+        f = self._remembered(quadrature, t, both, known)
+
+        active = t != span.t1
+        end = torch.where(active, cut(quadrature.end(t, size, span), size, span), t)
+        step = rk_step(quadrature.field_of_both, tableau, t, end, both, f)
+        verdict = quadrature.judge(tableau, step, size)
+        moved = verdict.accepted & active & (end != t)
+        t_new = torch.where(moved, end, t)
+        both_new = torch.where(moved.unsqueeze(1), step.y1, both)
+        stuck = active & ~moved & (verdict.size <= resolution(t_new, span))
+        arrived = (t_new == span.t1).all()
+
+        y, a = both_new.chunk(2, dim=1)
+        drift = drift_of(y, stored, largest)
+        for record, value in zip(kept, (y, a, drift), strict=True):
+            record.index_copy_(0, goal, value.unsqueeze(0))
+        counts = moved.any()
+        share_of_step, estimate = quadrature.pending
+        added = (*share_of_step, *estimate) if self.seminorm else share_of_step
+        for total, part in zip((*totals, *estimates), added, strict=True):
+            total.add_(torch.where(counts, part, 0.0))
+
+        jumped = torch.cat([stored, a + _pick(ends.g, goal)], dim=1)
+        found = [
+            torch.cat(
+                (
+                    steps + 1,
+                    i - arrived.to(torch.int64),
+                    lost + stuck.any(),
+                    look + (arrived & (drift > LOOK_CLOSER).any()),
+                )
+            ),
+            torch.stack((t_new, verdict.size)),
+            torch.stack((done + active, n_rejected + (active & ~moved))),
+            torch.where(arrived, jumped, both_new),
+        ]
+        if self.carries:
+            found.append(torch.where(moved.unsqueeze(1), step.k[-1], step.k[0]))
+            later = quadrature.place_of(step.k[-1]).shares
+            found += [torch.where(moved[0], x, q) for x, q in zip(later, known[1:], strict=True)]
+        return tuple(found)
+
+    def _remembered(
+        self, quadrature: WithQuadrature, t: Tensor, both: Tensor, known: Sequence[Tensor]
+    ) -> Tensor | None:
+        """The derivative that an earlier step left, as a place of the quadrature."""
+        if not self.carries:
+            return None
+        f, *shares = known
+        y, a = both.chunk(2, dim=1)
+        dy, da = f.chunk(2, dim=1)
+        place = Evaluated(dy, y, a, -da, t.to(y.dtype), tuple(shares))
+        quadrature.remember(f, place)
+        return f
+
+    def effect(
+        self,
+        left: Tensor,
+        times: Tensor,
+        out: Tensor,
+        kept: Kept,
+        errors: Tensor,
+        shared: Tensor,
+        tensors: Sequence[Tensor],
+    ) -> Tensor:
+        """Estimate what the drift did on one interval; writes to `errors` and `shared`."""
+        goal = left - 1
+        field: Linearised = Products(self.traced, tensors)
+        ends = (_pick(times, left), _pick(times, goal))
+        state, a, drift = (_pick(x, goal) for x in kept)
+        error, of_parameters = effect_of_drift(field, ends, state, _pick(out, goal), a)
+        matters = (drift > LOOK_CLOSER).any()
+        errors.index_copy_(0, goal, torch.where(matters, error, 0.0).unsqueeze(0))
+        shared.index_copy_(0, goal, torch.where(matters, of_parameters, 0.0).reshape(1))
+        return left - 1
+
+
+class AdjointProgram(nn.Module):
+    """The walk from the last output time to the first.
+
+    Args:
+        phases: What it does.
+        inputs: Examples of what `forward` takes: marks, `Ends`, `Kept`, totals, estimates, values
+            of the control, tensors.
+        exact: No approximations of elementary functions.
+    """
+
+    def __init__(self, phases: AdjointPhases, inputs: Sequence[Tensor], exact: bool) -> None:
+        super().__init__()
+        self._n_totals = n = phases.n_totals
+        self._n_estimates = n if phases.seminorm else 0
+        self._n_carried = phases.n_carried
+        marks, ends, kept, totals, estimates, rest = self._parts(inputs)
+        start = graph_of(phases.start, (marks, *ends, *rest))
+        found = outputs_of(start)
+        carry, (g, share, bound, largest, _) = found[: self._n_carried], found[self._n_carried :]
+        self._start = improved(start, exact)
+        self._going = graph_of(phases.going, (marks, ends.limit))
+
+        def step(*everything: Tensor) -> tuple[Tensor, ...]:
+            carry, rest = everything[: self._n_carried], everything[self._n_carried :]
+            share, bound, largest = rest[:3]
+            _, ends, kept, totals, estimates, rest = self._parts((rest[0], *rest[3:]))
+            return phases.step(carry, ends, share, bound, largest, kept, totals, estimates, rest)
+
+        own = (*ends[:4], g, ends.largest, *kept, *totals, *estimates)
+        graph = graph_of(step, (*carry, share, bound, largest, *own, *rest))
+        first = len(carry) + 3 + len(own)
+        self._before, self._step = split_constant(
+            improved(graph, exact), range(first, first + len(rest))
+        )
+
+    def _parts(
+        self, inputs: Sequence[Tensor]
+    ) -> tuple[Tensor, Ends, Kept, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+        totals, rest = inputs[10 : 10 + self._n_totals], inputs[10 + self._n_totals :]
+        estimates, rest = rest[: self._n_estimates], rest[self._n_estimates :]
+        return inputs[0], Ends(*inputs[1:7]), Kept(*inputs[7:10]), totals, estimates, rest
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Marks, ticks, gradient of the initial state, and the factor of the totals."""
+        with torch.no_grad():
+            marks, ends, kept, totals, estimates, rest = self._parts(inputs)
+            found = self._start(marks, *ends, *rest)
+            carry = found[: self._n_carried]
+            g, share, bound, largest, scale = found[self._n_carried :]
+            constant = self._before(*rest)
+
+            def going(*carry: Tensor) -> Tensor:
+                return self._going(carry[0], ends.limit)
+
+            def step(*carry: Tensor) -> tuple[Tensor, ...]:
+                return self._step(
+                    *carry, share, bound, largest, *ends[:4], g, ends.largest, *kept, *totals,
+                    *estimates, *constant,
+                )  # fmt: skip
+
+            marks, _, ticks, both, *_ = torch.while_loop(going, step, tuple(carry))
+            a = both[:, both.shape[1] // 2 :]
+            return marks, ticks, a * scale, scale.amax()
+
+
+class EffectProgram(nn.Module):
+    """What the drift did to the gradient, one interval after the other.
+
+    Args:
+        phases: What it does.
+        inputs: Examples of what `forward` takes.
+        exact: No approximations of elementary functions.
+    """
+
+    def __init__(self, phases: AdjointPhases, inputs: Sequence[Tensor], exact: bool) -> None:
+        super().__init__()
+
+        def step(*inputs: Tensor) -> Tensor:
+            left, times, out, states, adjoints, drifts, errors, shared, *tensors = inputs
+            kept = Kept(states, adjoints, drifts)
+            return phases.effect(left, times, out, kept, errors, shared, tensors)
+
+        graph = graph_of(lambda *inputs: [step(*inputs)], inputs)
+        self._before, self._step = split_constant(improved(graph, exact), range(8, len(inputs)))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Nothing of interest: errors and shared are written to."""
+        left, times, out, states, adjoints, drifts, errors, shared, *tensors = inputs
+        with torch.no_grad():
+            constant = self._before(*tensors)
+
+            def going(left: Tensor) -> Tensor:
+                return (left > 0).all()
+
+            def step(left: Tensor) -> tuple[Tensor]:
+                return tuple(
+                    self._step(
+                        left, times, out, states, adjoints, drifts, errors, shared, *constant
+                    )
+                )
+
+            (left,) = torch.while_loop(going, step, (left.clone(),))
+            return left
+
+
+def _pick(x: Tensor, index: Tensor) -> Tensor:
+    """Entry `index` [1] along the first dimension; no host is asked for it."""
+    return torch.index_select(x, 0, index)[0]
