@@ -44,6 +44,9 @@ class ODEProblem:
             a tensor of any shape; also several in tuples, lists and dicts. Gradients pass through.
         cost_in_norm: Whether the integral's error takes part in choosing the steps.
         uncontrolled: So many last leaves of `y0` stay out of the error norm.
+        local_error: Whether `Solution.local_error` is wanted: what the solver estimates of its own
+            error, summed over its steps, with gradients. For regularisation; only backends that
+            step themselves have it.
 
     Raises:
         InvalidProblem: For anything above that does not hold, NaN and infinity included.
@@ -67,6 +70,7 @@ class ODEProblem:
     running_cost: Callable[..., Any] | None = None
     cost_in_norm: bool = True
     uncontrolled: int = 0
+    local_error: bool = False
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without calling `f`."""

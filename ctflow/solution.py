@@ -228,6 +228,9 @@ class Solution:
         cost: Integral of the running cost from `t[0]` to each output time: its structure, with T
             as a new first dimension; None if the problem has none.
         gradient_report: Filled by the backward pass of `gradient="adjoint"`.
+        local_error: Sum over the accepted steps of step size times estimated local error (root mean
+            square over a sample's variables), [B], in units of `y` times `t`; differentiable. None
+            unless the problem asks for it.
 
     A failed sample is a constant of the gradient: it sends none, so that it cannot spoil what the
     others send to shared parameters.
@@ -242,6 +245,7 @@ class Solution:
     gradient_report: GradientReport = field(
         default_factory=lambda: GradientReport("this backend does not report")
     )
+    local_error: Tensor | None = None
 
     @property
     def ok(self) -> bool:

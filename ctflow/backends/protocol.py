@@ -57,6 +57,7 @@ class Feature(Enum):
     TIME_GRADIENTS = "gradients of times"
     SECOND_ORDER = "second derivatives"
     UNCONTROLLED = "parts of the state outside the error norm"
+    LOCAL_ERROR = "differentiable estimates of its own local error"
 
 
 @dataclass(frozen=True)
@@ -202,22 +203,30 @@ def resolve(problem: ODEProblem, solver: Solver, backend: Backend) -> Solver:
         The settings with method, coupling, gradient and (for adaptive steps) tolerances filled in.
     """
     dtype: torch.dtype = leaves_of(problem.y0)[0].dtype
-    rtol, atol = _TOLERANCES[dtype]
-    adaptive = solver.step is None
-    full = replace(
+    rtol, atol = _TOLERANCES[dtype] if solver.step is None else (None, None)
+    full = _with(
         solver,
         method=solver.method or "dopri5",
-        rtol=rtol if solver.rtol is None and adaptive else solver.rtol,
-        atol=atol if solver.atol is None and adaptive else solver.atol,
+        rtol=rtol if solver.rtol is None else solver.rtol,
+        atol=atol if solver.atol is None else solver.atol,
     )
     if full.coupling is None:
         choices = _COUPLINGS if problem.batched else ("shared",)
         if problem.t.dim() == 2:
             choices = ("per_sample",)  # nothing else can follow times of each sample
-        full = _first_accepted(problem, backend, [replace(full, coupling=c) for c in choices])
+        full = _first_accepted(problem, backend, [_with(full, coupling=c) for c in choices])
     if full.gradient is None:
-        full = _first_accepted(problem, backend, [replace(full, gradient=g) for g in _GRADIENTS])
+        full = _first_accepted(problem, backend, [_with(full, gradient=g) for g in _GRADIENTS])
     return full
+
+
+def _with(solver: Solver, **values: object) -> Solver:
+    """The settings with some fields replaced by values that need no check."""
+    if all(getattr(solver, name) == value for name, value in values.items()):
+        return solver
+    copy = object.__new__(Solver)
+    vars(copy).update(vars(solver) | values)
+    return copy
 
 
 def _first_accepted(problem: ODEProblem, backend: Backend, choices: list[Solver]) -> Solver:
@@ -225,7 +234,16 @@ def _first_accepted(problem: ODEProblem, backend: Backend, choices: list[Solver]
 
     So that `check` reports what the caller asked for, and not a choice that was ours.
     """
-    return min(choices, key=lambda choice: len(backend.refuse(problem, choice)))
+    if len(choices) == 1:
+        return choices[0]
+    fewest: tuple[int, Solver] | None = None
+    for choice in choices:
+        n_reasons = len(backend.refuse(problem, choice))
+        if not n_reasons:
+            return choice
+        if fewest is None or n_reasons < fewest[0]:
+            fewest = (n_reasons, choice)
+    return choices[0] if fewest is None else fewest[1]
 
 
 def check(
@@ -263,6 +281,8 @@ def _reasons(problem: ODEProblem, solver: Solver, backend: Backend) -> list[str]
     left_out = problem.uncontrolled or (problem.running_cost and not problem.cost_in_norm)
     if left_out and Feature.UNCONTROLLED not in backend.features:
         reasons.append("it cannot leave a part of the state or a running cost out of its norm")
+    if problem.local_error and Feature.LOCAL_ERROR not in backend.features:
+        reasons.append("it has no differentiable estimate of its local error")
     return reasons
 
 
@@ -305,6 +325,8 @@ def _check_fit(problem: ODEProblem, solver: Solver) -> None:
 
 def _check_number(name: str, value: object, zero: bool = False) -> None:
     """Refuse what is not a finite positive number (or zero, where that makes sense)."""
+    if type(value) is float and 0 < value < math.inf:
+        return
     number = float(cast("float", value)) if isinstance(value, Real) else math.nan
     if value is True or value is False:
         number = math.nan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -16,7 +17,7 @@ from ctflow.backends.native.control import Adaptive, Control, Fixed
 from ctflow.backends.native.gradients import adjoint, checkpointed, direct
 from ctflow.backends.native.gradients.times import attach
 from ctflow.backends.native.loop import Integration, Outcome
-from ctflow.backends.native.observers import SaveAt
+from ctflow.backends.native.observers import LocalError, SaveAt
 from ctflow.backends.native.tableau import METHODS, Tableau
 from ctflow.backends.protocol import Feature, Solver, resolved
 from ctflow.backends.times import shift
@@ -74,6 +75,13 @@ class NativeBackend:
             reasons.append(f"method={method.name!r} cannot follow `backward` tolerances")
         if solver.backward is not None and solver.gradient not in (None, "adjoint"):
             reasons.append("`backward` tolerances belong to gradient='adjoint'")
+        if problem.local_error and method is not None and method.e is None:
+            reasons.append(f"method={method.name!r} has no error estimate for `local_error`")
+        if problem.local_error and solver.gradient == "adjoint":
+            reasons.append(
+                "the adjoint follows the exact solution, which has no `local_error`; take "
+                "gradient='checkpointed'"
+            )
         return reasons
 
     def solve(self, problem: ODEProblem, solver: Solver) -> Solution:
@@ -96,23 +104,31 @@ class NativeBackend:
         y0 = layout.pack(problem.y0)
         if y0.is_inference() and not torch.is_inference_mode_enabled():
             y0 = y0.clone()  # made under inference mode, and now wanted in a graph
+        errors = None
+        if problem.local_error:
+            errors = LocalError(tableau, counted(problem, layout))
         by_adjoint = solver.gradient == "adjoint"
         report = GradientReport(None if by_adjoint else "this gradient is that of the steps taken")
-        differentiate = _Adjoint(solver, report) if by_adjoint else checkpointed.run
+        checkpoint = partial(checkpointed.run, errors=errors)
+        differentiate = _Adjoint(solver, report) if by_adjoint else checkpoint
         direct_only = solver.gradient == "direct"
         autocast = Autocast.now(layout.device.type)
         # A cast of a parameter that an earlier solve left in autocast's cache would look captured.
         again = nullcontext() if direct_only or not autocast.enabled else autocast.again()
         with again:
-            out, outcome, unfinished = _run(
-                problem, plan, field, y0, times, None if direct_only else differentiate, solver
-            )
+            chosen = None if direct_only else differentiate
+            out, outcome, unfinished = _run(problem, plan, field, y0, times, chosen, solver, errors)
         backward = Counts.zeros(layout.batch) if direct_only else None
         settings = resolved(replace(solver, method=tableau.name), self)
         stats = Stats(settings, outcome.counts, backward, outcome.trace)
         unfinished.append(stats)
         y = layout.unpack(out)
-        return Solution(problem.t, y, outcome.status, stats, outcome.stops, None, report)
+        error = outcome.local_error
+        if problem.local_error:
+            arrived = outcome.status == 0
+            nan = torch.full_like(arrived, torch.nan, dtype=y0.dtype)
+            error = nan if error is None else torch.where(arrived.to(error.device), error, nan)
+        return Solution(problem.t, y, outcome.status, stats, outcome.stops, None, report, error)
 
 
 def _refuse_forward_mode(t: Tensor) -> None:
@@ -158,6 +174,7 @@ def _run(
     times: Tensor,
     differentiate: _Recomputing | None,
     solver: Solver,
+    errors: LocalError | None,
 ) -> tuple[Tensor, Outcome, list[Stats]]:
     """States at the output times, differentiable where anything wants a gradient.
 
@@ -165,12 +182,12 @@ def _run(
     """
     if not torch.is_grad_enabled():
         with torch.inference_mode(False), torch.no_grad():  # inference tensors hide what f changes
-            out, outcome, unfinished = _plain(plan, field, y0, None)
+            out, outcome, unfinished = _plain(plan, field, y0, None, errors)
         return (out.clone() if torch.is_inference_mode_enabled() else out), outcome, unfinished
     gradient, moving = str(solver.gradient), times.requires_grad
     if differentiate is None:
         start = shift(field, times[:, 0], y0, -1.0, None, gradient) if moving else y0
-        out, outcome = direct.run(plan, field, start)
+        out, outcome = direct.run(plan, field, start, errors)
         outcome.counts.n_f_evals.add_(moving)
         return attach(field, times, y0, out, outcome, gradient), outcome, []
     if torch._C._functorch.is_functorch_wrapped_tensor(y0):  # pyright: ignore
@@ -185,7 +202,8 @@ def _run(
     captures.discover(reached, leaf, marker)
     f0 = reached.detach()
     if not (captures.inputs or y0.requires_grad or moving):
-        found = _plain(plan, field, y0, f0)  # recorded, which costs nothing if nothing is reached
+        # Recorded, which costs nothing if nothing is reached.
+        found = _plain(plan, field, y0, f0, errors)
         captures.recheck_none(found[0])
         return found
     start = shift(field, times[:, 0], y0, -1.0, f0, gradient) if moving else y0
@@ -194,12 +212,13 @@ def _run(
 
 
 def _plain(
-    plan: Integration, field: Field, y0: Tensor, f0: Tensor | None
+    plan: Integration, field: Field, y0: Tensor, f0: Tensor | None, errors: LocalError | None
 ) -> tuple[Tensor, Outcome, list[Stats]]:
     """The loop alone."""
     save = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0)
-    outcome = plan(field, y0, f0, [save])
-    return save.result(), outcome, []
+    outcome = plan(field, y0, f0, [save] if errors is None else [save, errors])
+    total = None if errors is None else errors.total
+    return save.result(), outcome._replace(local_error=total), []
 
 
 def counted(problem: ODEProblem, layout: Layout) -> int:

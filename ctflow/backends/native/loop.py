@@ -29,6 +29,7 @@ class Outcome(NamedTuple):
         stops: Where failed samples stood.
         trace: Time after each step that moved a sample, the start first.
         size: Size of the next step that each sample would take, [B].
+        local_error: What a `LocalError` among the observers came to, [B].
     """
 
     status: Tensor
@@ -36,6 +37,7 @@ class Outcome(NamedTuple):
     stops: tuple[Stop, ...]
     trace: tuple[Tensor, ...]
     size: Tensor
+    local_error: Tensor | None = None
 
 
 class Integration(NamedTuple):

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.native.interpolate import evaluate
-from ctflow.backends.native.step import Step
+from ctflow.backends.native.step import Step, combine
 from ctflow.backends.native.tableau import Tableau
+from ctflow.errors import InvalidProblem
 
-__all__ = ["Hits", "Observer", "RecordGrid", "Recorded", "SaveAt"]
+__all__ = ["Hits", "LocalError", "Observer", "RecordGrid", "Recorded", "SaveAt"]
 
 
 class Observer(Protocol):
@@ -107,3 +108,47 @@ class RecordGrid:
     def __call__(self, step: Step, t_new: Tensor) -> None:
         """Keep start, end and state."""
         self.steps.append(Recorded(step.t0, t_new, step.y0))
+
+
+class LocalError:
+    """Adds up what the method estimates of its own error:  sum over steps of  |h| rms(error).
+
+    Differentiable where the steps are; step sizes are constants.
+
+    Args:
+        tableau: The method; it must have an error estimate.
+        n_counted: So many first variables of a sample are counted, the rest are left out.
+
+    Attributes:
+        total: The sum so far, [B]; None before the first step.
+
+    Source:
+        Pal et al. 2021 (arXiv 2105.03918), the regulariser of ERNODE.
+    """
+
+    def __init__(self, tableau: Tableau, n_counted: int) -> None:
+        self._tableau = tableau
+        self._n_counted = n_counted
+        self.total: Tensor | None = None
+
+    def __call__(self, step: Step, t_new: Tensor) -> None:
+        """Count a step where it moved its sample."""
+        own = self.of(step)
+        if len(own) > 1:
+            own = torch.where(t_new != step.t0, own, 0.0)
+        self.add(own)
+
+    def add(self, own: Tensor) -> None:
+        """Count what is known, [B]."""
+        self.total = own if self.total is None else self.total + own
+
+    def of(self, step: Step) -> Tensor:
+        """Step size times estimated error of each sample, [B]; 0 for a step of length 0."""
+        if self._tableau.e is None:
+            raise InvalidProblem(
+                f"method {self._tableau.name!r} has no error estimate, got local_error=True. "
+                "Take bosh3, dopri5 or tsit5."
+            )
+        h = step.h[:, 0]
+        error = combine(self._tableau.e, step.k)[:, : self._n_counted]
+        return torch.linalg.vector_norm(error, dim=1) * (h * h) * error.shape[1] ** -0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from ctflow.backends.captures import Autocast, Captures, pull, refuse_second, se
 from ctflow.backends.native.gradients.replay import exchange, hits_of_the_well, well
 from ctflow.backends.native.interpolate import evaluate
 from ctflow.backends.native.loop import Integration, Outcome
-from ctflow.backends.native.observers import Hits, Recorded, RecordGrid, SaveAt
+from ctflow.backends.native.observers import Hits, LocalError, Recorded, RecordGrid, SaveAt
 from ctflow.backends.native.step import FlatField, rk_step
 from ctflow.errors import InvalidProblem
 from ctflow.solution import Counts, Stats
@@ -20,7 +21,12 @@ __all__ = ["run"]
 
 
 def run(
-    plan: Integration, field: FlatField, captures: Captures, y0: Tensor, f0: Tensor
+    plan: Integration,
+    field: FlatField,
+    captures: Captures,
+    y0: Tensor,
+    f0: Tensor,
+    errors: LocalError | None = None,
 ) -> tuple[Tensor, Outcome, list[Stats]]:
     """Solve without a graph and let the backward pass redo one step at a time.
 
@@ -30,6 +36,7 @@ def run(
         captures: What `field` reads beside t and y.
         y0: Initial state, [B, N].
         f0: `field` there, detached.
+        errors: Adds up local errors, if they are wanted; it must be new.
 
     Returns:
         States at the output times, [T, B, N]; how the solve went; and a list into which the
@@ -39,9 +46,10 @@ def run(
         Memory of one state for each accepted step. Backward: every accepted step again (one
         evaluation less than stages under first-same-as-last), with its vector-Jacobian products.
     """
-    job = _Job(plan, field, captures, f0.detach(), [], [])
-    out: Tensor = _Checkpointed.apply(job, y0, *captures.inputs)  # pyright: ignore
-    return out, job.outcomes[0], job.stats
+    job = _Job(plan, field, captures, f0.detach(), errors, [], [])
+    found: Sequence[Tensor] = _Checkpointed.apply(job, y0, *captures.inputs)  # pyright: ignore
+    total = None if errors is None else found[1]
+    return found[0], job.outcomes[0]._replace(local_error=total), job.stats
 
 
 class _Job(NamedTuple):
@@ -51,6 +59,7 @@ class _Job(NamedTuple):
     field: FlatField
     captures: Captures
     f0: Tensor
+    errors: LocalError | None
     outcomes: list[Outcome]
     stats: list[Stats]
 
@@ -59,17 +68,19 @@ class _Checkpointed(torch.autograd.Function):
     """The solve as one node of autograd's graph."""
 
     @staticmethod
-    def forward(ctx: Any, job: _Job, y0: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, job: _Job, y0: Tensor, *inputs: Tensor) -> Any:  # noqa: ANN401
         """Run the loop and keep its steps."""
         plan = job.plan
         save, record = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0), RecordGrid()
-        job.outcomes.append(plan(job.field, y0, job.f0, [save, record]))
+        errors = [] if job.errors is None else [job.errors]
+        job.outcomes.append(plan(job.field, y0, job.f0, [save, record, *errors]))
         ctx.save_for_backward(y0, *inputs)
         ctx.job, ctx.kept = job, list(zip(record.steps, save.hits, strict=True))
         ctx.autocast = Autocast.now(y0.device.type)
         out = save.result()
         ctx.end = out[-1].clone()
-        return out
+        total = None if job.errors is None else job.errors.total
+        return (out,) if job.errors is None else (out, y0[:, 0] * 0 if total is None else total)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
@@ -77,23 +88,27 @@ class _Checkpointed(torch.autograd.Function):
         y0, *inputs = ctx.saved_tensors  # also checks that nothing was changed in place
         job: _Job = ctx.job
         with torch.no_grad(), ctx.autocast.again():
-            found = _pull_back(job, ctx.kept, ctx.end, gradients[0])
+            found = _pull_back(job, ctx.kept, ctx.end, gradients)
         asked = [
             None if not need else g for g, need in zip(found, ctx.needs_input_grad[1:], strict=True)
         ]
-        return None, *refuse_second(asked, "checkpointed", (gradients[0], y0, *inputs))
+        return None, *refuse_second(asked, "checkpointed", (*gradients, y0, *inputs))
 
 
 def _pull_back(
-    job: _Job, kept: list[tuple[Recorded, Hits]], end: Tensor, g: Tensor
+    job: _Job, kept: list[tuple[Recorded, Hits]], end: Tensor, gradients: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """Gradient of y0 and of each captured tensor, from that of the outputs g [T, B, N]."""
+    """Gradient of y0 and of each captured tensor, from that of what `forward` returned."""
+    g = gradients[0]
     source = well(job.outcomes[0])
     total: list[Tensor | None] = [None] * len(job.captures.inputs)
     if source is None:
         return [torch.zeros_like(g[0]), *total]
     if job.outcomes[0].stops:  # a failed sample is a constant
-        g = torch.where((job.outcomes[0].status == 0).to(g.device).unsqueeze(1), g, 0.0)
+        arrived = (job.outcomes[0].status == 0).to(g.device)
+        gradients = [torch.where(arrived.unsqueeze(1), g, 0.0), *gradients[1:]]
+        gradients[1:] = [torch.where(arrived, e, 0.0) for e in gradients[1:]]
+        g = gradients[0]
     a = torch.zeros_like(g[0])
     y_after = exchange(source, end)
     with job.captures.cut() as leaves:
@@ -101,7 +116,7 @@ def _pull_back(
         for step, hits in reversed(kept):
             step = Recorded(*(exchange(source, x) for x in step))
             own = hits_of_the_well(source, hits)
-            a, shares, y1 = _pull_back_step(watched, leaves, step, own, a, g)
+            a, shares, y1 = _pull_back_step(watched, leaves, step, own, a, gradients)
             for i, share in enumerate(shares):
                 total[i] = _add(total[i], share)
             _check_same(y1, y_after)
@@ -114,18 +129,26 @@ def _pull_back(
 
 
 def _pull_back_step(
-    field: _Watched, leaves: tuple[Tensor, ...], kept: Recorded, hits: Hits, a: Tensor, g: Tensor
+    field: _Watched,
+    leaves: tuple[Tensor, ...],
+    kept: Recorded,
+    hits: Hits,
+    a: Tensor,
+    gradients: Sequence[Tensor],
 ) -> tuple[Tensor, tuple[Tensor | None, ...], Tensor]:
     """Cotangent of one step's start and of the leaves, from that of its end and of its outputs."""
-    tableau = field.job.plan.tableau
+    tableau, errors = field.job.plan.tableau, field.job.errors
     with torch.enable_grad():
         y0 = kept.y0.detach().requires_grad_()
-        field.last_needed = _needs_last_stage(tableau.fsal, kept, hits)
+        field.last_needed = errors is not None or _needs_last_stage(tableau.fsal, kept, hits)
         step = rk_step(field, tableau, kept.t0, kept.t1, y0, None)
         outputs, cotangents = [step.y1], [a]
         if len(hits.row):
             outputs.append(evaluate(tableau, step, hits.row, hits.times))
-            cotangents.append(g[hits.column, hits.row])
+            cotangents.append(gradients[0][hits.column, hits.row])
+        if errors is not None:
+            outputs.append(errors.of(step))
+            cotangents.append(gradients[1])
     da, *shares = pull(outputs, (y0, *leaves), cotangents, keep=False)
     return torch.zeros_like(a) if da is None else da, tuple(shares), step.y1.detach()
 

@@ -7,13 +7,15 @@ from torch import Tensor
 
 from ctflow.backends.native.gradients.replay import exchange, hits_of_the_well, well
 from ctflow.backends.native.loop import Integration, Outcome
-from ctflow.backends.native.observers import RecordGrid, SaveAt
+from ctflow.backends.native.observers import LocalError, RecordGrid, SaveAt
 from ctflow.backends.native.step import FlatField, rk_step
 
 __all__ = ["run"]
 
 
-def run(plan: Integration, field: FlatField, y0: Tensor) -> tuple[Tensor, Outcome]:
+def run(
+    plan: Integration, field: FlatField, y0: Tensor, errors: LocalError | None = None
+) -> tuple[Tensor, Outcome]:
     """Solve so that autograd differentiates the accepted steps; step sizes are constants.
 
     With one sample the loop itself is recorded: a rejected step's graph is dropped. With several,
@@ -24,6 +26,7 @@ def run(plan: Integration, field: FlatField, y0: Tensor) -> tuple[Tensor, Outcom
         plan: Method, control, times, limit.
         field: dy/dt on flat tensors.
         y0: Initial state, [B, N].
+        errors: Adds up local errors, if they are wanted; it must be new.
 
     Returns:
         States at the output times, [T, B, N], and how the solve went.
@@ -33,9 +36,11 @@ def run(plan: Integration, field: FlatField, y0: Tensor) -> tuple[Tensor, Outcom
     """
     if y0.shape[0] == 1:
         save = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0)
-        outcome = plan(field, y0, None, [save])
-        out = save.result()
-        return (out.detach() if outcome.stops else out), outcome
+        outcome = plan(field, y0, None, [save] if errors is None else [save, errors])
+        out, total = save.result(), None if errors is None else errors.total
+        if outcome.stops:
+            out, total = out.detach(), None if total is None else total.detach()
+        return out, outcome._replace(local_error=total)
     with torch.no_grad():
         start = y0.detach()
         save, record = SaveAt(plan.tableau, plan.grid, plan.span.direction, start), RecordGrid()
@@ -45,15 +50,18 @@ def run(plan: Integration, field: FlatField, y0: Tensor) -> tuple[Tensor, Outcom
             return save.result(), outcome
     again = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0)
     y, f0 = exchange(source, y0), None
+    well_rows = (outcome.status == 0).to(y0.device)
     for kept, hits in zip(record.steps, save.hits, strict=True):
         t0, t1 = exchange(source, kept.t0), exchange(source, kept.t1)
         step = rk_step(field, plan.tableau, t0, t1, y, f0)
         again.save(step, hits_of_the_well(source, hits))
+        if errors is not None:
+            errors.add(torch.where(well_rows, errors.of(step), 0.0))
         y, f0 = step.y1, step.k[-1] if plan.tableau.fsal else None
     out = again.result()
-    failed = (outcome.status != 0).to(out.device).unsqueeze(1)
+    failed = ~well_rows.unsqueeze(1)
     out = torch.where(failed, save.result(), out) if outcome.stops else out
     n_again = len(record.steps) * (plan.tableau.stages - plan.tableau.fsal) + plan.tableau.fsal
     counts = outcome.counts
     counts.n_f_evals.add_(n_again)
-    return out, outcome
+    return out, outcome._replace(local_error=None if errors is None else errors.total)
