@@ -80,7 +80,9 @@ def odeint(
     }
     # ODEProblem turns numbers and iterables into tensors and tuples.
     problem = ODEProblem(f, y0, t, params, args)  # pyright: ignore[reportArgumentType]
-    return raise_if_failed(solve(problem, replace(as_solver(solver), **given))).y  # pyright: ignore[reportArgumentType]
+    settings = as_solver(solver)
+    settings = replace(settings, **given) if given else settings  # pyright: ignore[reportArgumentType]
+    return raise_if_failed(solve(problem, settings)).y
 
 
 def solve(problem: ODEProblem, solver: Solver | str | None = None) -> Solution:

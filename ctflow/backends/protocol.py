@@ -286,11 +286,17 @@ def _reasons(problem: ODEProblem, solver: Solver, backend: Backend) -> list[str]
     return reasons
 
 
-def resolved(solver: Solver, backend: Backend) -> Resolved:
-    """The record of complete settings that goes into `Solution.stats`."""
+def resolved(solver: Solver, backend: Backend, method: str | None = None) -> Resolved:
+    """The record of complete settings that goes into `Solution.stats`.
+
+    Args:
+        solver: The settings.
+        backend: Who solved.
+        method: Name of the method where it is not that of the settings.
+    """
     return Resolved(
         backend=backend.name,
-        method=str(solver.method),
+        method=method or str(solver.method),
         rtol=solver.rtol,
         atol=solver.atol,
         step=solver.step,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -69,9 +69,14 @@ class CompiledBackend:
 
     def solve(self, problem: ODEProblem, solver: Solver) -> Solution:
         """Solve with complete settings; see `ctflow.backends.Backend.solve`."""
-        return cast("Solution", self._solve(problem, solver))  # pyright: ignore
+        if torch.compiler.is_compiling():
+            return cast("Solution", self._outside(problem, solver))  # pyright: ignore
+        return self._solve(problem, solver)
 
     @torch.compiler.disable  # pyright: ignore - it is compiled already
+    def _outside(self, problem: ODEProblem, solver: Solver) -> Solution:
+        return self._solve(problem, solver)
+
     def _solve(self, problem: ODEProblem, solver: Solver) -> Solution:
         tableau = self.tableau or METHODS[str(solver.method)]
         layout = Layout.of(problem.y0, per_sample=solver.coupling == "per_sample")
@@ -93,10 +98,7 @@ class CompiledBackend:
         )  # fmt: skip
         stats: list[Stats] = []
         if job.wanted is None:
-            with torch.inference_mode(False), torch.no_grad():
-                y0 = y0.clone() if y0.is_inference() else y0
-                found = forward(job, y0.detach())
-            out = found.out.clone() if torch.is_inference_mode_enabled() else found.out
+            found, out = _without_gradient(job, y0)
         else:
             gradient = str(solver.gradient)
             field = Field(problem, layout)
@@ -111,7 +113,7 @@ class CompiledBackend:
             found = kept[0]
             out = attach(field, times, y0, out, found.outcome, gradient) if moving else out
         result = Stats(
-            resolved(replace(solver, method=tableau.name), self),
+            resolved(solver, self, tableau.name),
             found.outcome.counts,
             None,
             found.outcome.trace,
@@ -129,8 +131,21 @@ class CompiledBackend:
         )
 
 
+def _without_gradient(job: Job, y0: Tensor) -> tuple[Found, Tensor]:
+    """Solve, also under inference mode, whose tensors no program may write into."""
+    if not torch.is_inference_mode_enabled():
+        with torch.no_grad():
+            found = forward(job, y0.detach())
+        return found, found.out
+    with torch.inference_mode(False), torch.no_grad():
+        found = forward(job, y0.clone())
+    return found, found.out.clone()
+
+
 def _refuse_transforms(problem: ODEProblem, reads: Reads) -> None:
     """Programs know nothing of functorch's wrappers or of tangents."""
+    if torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0:  # pyright: ignore
+        return
     tensors = [*leaves_of(problem.y0), problem.t, *reads.tensors]
     for x in tensors:
         if torch._C._functorch.is_functorch_wrapped_tensor(x) or (  # pyright: ignore

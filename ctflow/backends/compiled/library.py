@@ -102,7 +102,8 @@ class Stage:
                         return False
                     continue
                 value, rest = divmod(b, name.factor)
-                if rest or value < _LEAST.get(name.name, 2) or bound.setdefault(name.name, value) != value:
+                least = _LEAST.get(name.name, 2)
+                if rest or value < least or bound.setdefault(name.name, value) != value:
                     return False
         return True
 
