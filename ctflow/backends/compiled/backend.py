@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from ctflow.backends.captures import Autocast

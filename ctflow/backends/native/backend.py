@@ -119,7 +119,7 @@ class NativeBackend:
             chosen = None if direct_only else differentiate
             out, outcome, unfinished = _run(problem, plan, field, y0, times, chosen, solver, errors)
         backward = Counts.zeros(layout.batch) if direct_only else None
-        settings = resolved(replace(solver, method=tableau.name), self)
+        settings = resolved(solver, self, tableau.name)
         stats = Stats(settings, outcome.counts, backward, outcome.trace)
         unfinished.append(stats)
         y = layout.unpack(out)
