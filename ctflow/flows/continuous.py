@@ -1,0 +1,312 @@
+"""`ContinuousFlow`: a distribution whose samples flow along a vector field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from ctflow.api import as_solver
+from ctflow.backends.protocol import Solver
+from ctflow.errors import InvalidProblem
+from ctflow.flows.costs import RunningCost
+from ctflow.flows.divergence import Divergence
+from ctflow.flows.support import log_prob_on_support
+from ctflow.flows.transform import FlowTransform
+from ctflow.flows.transport import Transport
+from ctflow.solution import Solution, Status, raise_if_failed
+
+__all__ = ["ContinuousFlow", "LogDensity", "log_density"]
+
+
+class ContinuousFlow(Distribution):
+    """A continuous normalizing flow: base samples carried along  dz/dt = f(t, z)  from t0 to t1.
+
+        log p(x) = log p0(z(t0)) - int_{t0}^{t1} tr(df/dz) dt,    z(t1) = x
+
+    An ordinary distribution over an ordinary transform: `log_prob`, `sample`, `rsample`, `expand`,
+    and `TransformedDistribution(base, flow.transform)` are torch's own. It holds no parameters;
+    those are the field's, and the base's if it has any. Building one costs nothing, so a new
+    context, interval or solver is a new flow over the same field.
+
+    Where the backend can, each sample has its own steps: with an exact divergence, `log_prob` of a
+    point does not depend on the other points that it is asked together with.
+
+    Args:
+        base: Distribution at t0 over events of at least one dimension.
+        field: `f(t, z)` with z [N, *event], or `f(t, z, context)` with the context [N, C].
+        t: Start and end; a tensor [2] gets gradients.
+        context: What the flow is conditional on, [*batch, C]; its leading dimensions become a part
+            of the batch shape.
+        divergence: `Exact()`, `Hutchinson()`, `HutchPlusPlus()` or any `Divergence`; None: the
+            field's own formula if it has one (`with_divergence`), else `Exact()`.
+        running_costs: Functions such as `kinetic` that are integrated along every path that
+            `log_density` follows.
+        solver: A `Solver`, the name of a backend, or None for the defaults.
+        validate_args: As in torch.
+
+    Raises:
+        InvalidProblem: If the base has no event dimension, or the context does not broadcast.
+
+    Cost:
+        One solve a call; `log_prob` carries D + 1 variables a point, `sample` D.
+
+    Source:
+        Chen et al. 2018 (arXiv 1806.07366v5), Theorem 1, eq. 8, and section 4.
+
+    Example:
+        >>> from torch.distributions import Independent, Normal
+        >>> from ctflow.dynamics import MLP
+        >>> base = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
+        >>> flow = ContinuousFlow(base, MLP(2, (16,)))
+        >>> x = flow.sample((5,))
+        >>> flow.log_prob(x).shape
+        torch.Size([5])
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # pyright: ignore[reportIncompatibleMethodOverride] - as torch's own distributions have it
+
+    def __init__(
+        self,
+        base: Distribution,
+        field: Callable[..., Tensor],
+        t: Sequence[float] | Tensor = (0.0, 1.0),
+        *,
+        context: Tensor | None = None,
+        divergence: Divergence | None = None,
+        running_costs: Sequence[RunningCost] = (),
+        solver: Solver | str | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        """Nothing is solved yet."""
+        if not base.event_shape:
+            raise InvalidProblem(
+                "`base` must be over events of at least one dimension, got an event shape of []. "
+                "Wrap it: torch.distributions.Independent(base, 1)."
+            )
+        batch = _batch_of(base, context)
+        self.base = base.expand(batch)
+        self.transform = FlowTransform(
+            Transport(field, divergence, tuple(running_costs), as_solver(solver)),
+            t,
+            event_dim=len(base.event_shape),
+            context=context,
+        )
+        super().__init__(batch, base.event_shape, validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> Any:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Real events; where the base's support is smaller, the rest has log-density -inf."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    @property
+    def has_rsample(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the base can be differentiated through."""
+        return self.base.has_rsample
+
+    @property
+    def solver(self) -> Solver:
+        """How it solves."""
+        return self.transform.transport.solver
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ContinuousFlow:  # noqa: ANN401
+        """The same flow with a larger batch shape; field and solver are shared."""
+        context = self.transform.context
+        if context is not None:
+            context = context.expand(*batch_shape, context.shape[-1])
+        return self._like(self.base.expand(batch_shape), self.transform.t, context)
+
+    def at(self, time: float | Tensor) -> ContinuousFlow:
+        """The distribution at another time on the way: base samples carried from t0 to `time`."""
+        t = self.transform.t
+        start = t[0]
+        if isinstance(start, Tensor) or isinstance(time, Tensor):
+            ends: Any = torch.stack([torch.as_tensor(start), torch.as_tensor(time)])
+        else:
+            ends = (start, time)
+        return self._like(self.base, ends, self.transform.context)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density in nats.
+
+        Args:
+            value: Points, [..., *event], finite.
+
+        Returns:
+            One number for each point, [...]; -inf off the support.
+
+        Raises:
+            InvalidProblem: If a point is not finite; names it.
+            SolveFailed: If a point did not reach t0; names it, and carries the partial `Solution`.
+
+        Cost:
+            One solve.
+        """
+        bad = _not_finite(value, len(self.event_shape))
+        if bool(bad.any()):
+            where = bad.nonzero()[0].tolist()
+            raise InvalidProblem(
+                f"`value` must be finite, got sample {_name(where)} with "
+                f"{value[tuple(where)].flatten()[:4].tolist()} ({int(bad.sum())} of {bad.numel()} "
+                "samples). Clean the data, or use log_density, which goes on without them."
+            )
+        found = log_density(self, value)
+        raise_if_failed(found.solution)
+        return found.value
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:  # noqa: ANN401
+        """Samples, [*sample, *batch, *event]; no gradient, and no divergence is computed."""
+        with torch.no_grad():
+            return self._push(self.base.sample(torch.Size(sample_shape)))
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:  # noqa: ANN401
+        """Samples with gradients, [*sample, *batch, *event]; no divergence is computed."""
+        return self._push(self.base.rsample(torch.Size(sample_shape)))
+
+    def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        """Samples with gradients and their log-densities, from one solve.
+
+        Returns:
+            Samples [*sample, *batch, *event] and log-densities in nats [*sample, *batch].
+
+        Raises:
+            SolveFailed: If a sample did not reach t1.
+        """
+        z = self.base.rsample(torch.Size(sample_shape))
+        flat, context = self.transform.flat(z)
+        carried = self.transform.carry(flat, context, forwards=True)
+        raise_if_failed(carried.solution)
+        log_prob = self.base.log_prob(z)
+        return carried.z.reshape(z.shape), log_prob - carried.log_det.reshape(log_prob.shape)
+
+    def trajectory(self, z: Tensor, t: Tensor | Sequence[float]) -> Tensor:
+        """Paths of points: where z, which lies at t[0], is at every time of t.
+
+        Args:
+            z: Points [..., *event].
+            t: Times, [T], strictly monotone in either direction.
+
+        Returns:
+            [T, ..., *event].
+
+        Raises:
+            SolveFailed: If a point did not reach the last time.
+        """
+        shape = torch.broadcast_shapes(z.shape, self.batch_shape + self.event_shape)
+        flat, context = self.transform.flat(z.expand(shape))
+        solution = raise_if_failed(self.transform.transport.follow(flat, t, context))
+        return solution.y.reshape(-1, *shape)
+
+    def _push(self, z: Tensor) -> Tensor:
+        flat, context = self.transform.flat(z)
+        solution = self.transform.transport.follow(flat, self.transform.t, context)
+        return raise_if_failed(solution).y[-1].reshape(z.shape)
+
+    def _like(
+        self, base: Distribution, t: Sequence[float] | Tensor, context: Tensor | None
+    ) -> ContinuousFlow:
+        transport = self.transform.transport
+        return ContinuousFlow(
+            base,
+            transport.field,
+            t,
+            context=context,
+            divergence=transport.divergence,
+            running_costs=transport.costs,
+            solver=transport.solver,
+            validate_args=self._validate_args,
+        )
+
+
+@dataclass(frozen=True)
+class LogDensity:
+    """Log-densities of points, and how each of them fared.
+
+    Args:
+        value: Log-density in nats, [...]; -inf off the support, NaN where the status is not OK.
+        status: A `Status` for each point, int64 [...]; NON_FINITE for a point that is not finite.
+        z: The points at t0, [..., *event]; NaN where the status is not OK.
+        costs: Integrals of the running costs, [..., C].
+        solution: All that the solve found out, samples in one row.
+    """
+
+    value: Tensor
+    status: Tensor
+    z: Tensor
+    costs: Tensor
+    solution: Solution
+
+
+def log_density(flow: ContinuousFlow, value: Tensor) -> LogDensity:
+    """Log-densities of points where some may fail: the failure is a value, the rest is right.
+
+    Args:
+        flow: The distribution.
+        value: Points, [..., *event]; one that is not finite is left out of the solve.
+
+    Returns:
+        A `LogDensity`. A failed point is a constant of the gradient.
+
+    Cost:
+        One solve, which also integrates the flow's running costs.
+
+    Example:
+        >>> from torch.distributions import Independent, Normal
+        >>> base = Independent(Normal(torch.zeros(1), torch.ones(1)), 1)
+        >>> flow = ContinuousFlow(base, lambda t, z: -z)
+        >>> found = log_density(flow, torch.tensor([[0.0], [torch.nan]]))
+        >>> [Status(int(s)).name for s in found.status], bool(found.value[1].isnan())
+        (['OK', 'NON_FINITE'], True)
+    """
+    event = len(flow.event_shape)
+    if value.shape[value.dim() - event :] != flow.event_shape:
+        raise InvalidProblem(
+            f"`value` must end in the event shape {list(flow.event_shape)}, got "
+            f"{list(value.shape)}. Put one point in the last {event} dimensions."
+        )
+    shape = torch.broadcast_shapes(value.shape, flow.batch_shape + flow.event_shape)
+    points = value.expand(shape)
+    bad = _not_finite(points, event)
+    batch = bad.shape
+    clean = torch.where(bad.reshape(*batch, *(1,) * event), torch.zeros_like(points), points)
+    flat, context = flow.transform.flat(clean)
+    carried = flow.transform.carry(flat, context, forwards=False)
+    status = carried.status.reshape(batch).to(bad.device)
+    status = torch.where(bad, torch.full_like(status, int(Status.NON_FINITE)), status)
+    failed = status != int(Status.OK)
+    z = carried.z.reshape(shape)
+    nan = z.new_full((), torch.nan)
+    log_base = log_prob_on_support(flow.base, z, usable=~failed)
+    log_prob = torch.where(failed, nan, log_base + carried.log_det.reshape(batch))
+    costs = torch.where(failed.unsqueeze(-1), nan, carried.costs.reshape(*batch, -1))
+    z = torch.where(failed.reshape(*batch, *(1,) * event), nan, z)
+    return LogDensity(log_prob, status, z, costs, carried.solution)
+
+
+def _batch_of(base: Distribution, context: Tensor | None) -> torch.Size:
+    if context is None:
+        return base.batch_shape
+    if context.dim() == 0:
+        raise InvalidProblem(
+            "`context` must be [*batch, C], got a 0-dim tensor. Add the dimension of its features."
+        )
+    try:
+        return torch.broadcast_shapes(base.batch_shape, context.shape[:-1])
+    except RuntimeError:
+        raise InvalidProblem(
+            f"`context` must broadcast against the base's batch shape {list(base.batch_shape)}, "
+            f"got {list(context.shape)}. Its last dimension holds the features."
+        ) from None
+
+
+def _not_finite(points: Tensor, event_dim: int) -> Tensor:
+    """Which points hold a NaN or an infinity."""
+    return ~torch.isfinite(points.detach()).flatten(-event_dim).all(dim=-1)
+
+
+def _name(where: list[int]) -> str:
+    return str(where[0]) if len(where) == 1 else str(where)
