@@ -6,7 +6,7 @@ Native's own step, control and quadrature are called here on [y, a], and followe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -29,27 +29,61 @@ from ctflow.backends.native.loop import cut, resolution
 from ctflow.backends.native.step import combine, rk_step
 from ctflow.backends.native.tableau import Tableau
 
-__all__ = ["AdjointPhases", "AdjointProgram", "EffectProgram", "Ends", "Kept"]
+__all__ = ["AdjointPhases", "AdjointProgram", "EffectProgram", "Ends", "Head", "Kept"]
+
+
+class Head(NamedTuple):
+    """The whole numbers that a walk is called with, that its loop carries, and that it returns.
+
+    Attributes:
+        left: Intervals left.
+        limit: Most steps.
+        steps: Attempted steps.
+        lost: Not 0 if the state rebuilt backwards ran away.
+        look: Not 0 if it drifted so far that the effect on the gradient is to be estimated.
+    """
+
+    left: int
+    limit: int
+    steps: int = 0
+    lost: int = 0
+    look: int = 0
 
 
 class Ends(NamedTuple):
     """What the walk is between.
 
     Attributes:
-        limit: Most steps, [1].
-        direction: Of the walk: +1 or -1, [B].
-        times: Output times, [T, B].
+        times: Output times, [B, T].
         out: States there, [T, B, N].
         g: Gradient that reaches each of them, [T, B, N].
         largest: Largest |y| of the forward pass, [B].
     """
 
-    limit: Tensor
-    direction: Tensor
     times: Tensor
     out: Tensor
     g: Tensor
     largest: Tensor
+
+
+class Constants(NamedTuple):
+    """What the loop is given beside its inputs.
+
+    Attributes:
+        g: Gradient that reaches each output, each sample's divided by `scale`, [T, B, N].
+        scale: Size of each sample's gradient, [B, 1].
+        share: The same, divided by the largest.
+        bound: Largest |y| that a rebuilt state may have, [B].
+        sizes: Root mean square of the largest output, [B].
+        direction: Of the walk: +1 or -1, [B].
+    """
+
+    g: Tensor
+    scale: Tensor
+    share: Tensor
+    bound: Tensor
+    sizes: Tensor
+    direction: Tensor
 
 
 class Kept(NamedTuple):
@@ -117,7 +151,6 @@ class AdjointPhases:
         seminorm: Leave the parameters' quadrature out of the step decision, and sum up its error.
         carries: Whether the derivative at the end of a step is kept for the next: of one sample,
             without outputs inside, where it jumps.
-        n_evals: Filled with the evaluations that the start takes.
     """
 
     tableau: Tableau
@@ -126,7 +159,6 @@ class AdjointPhases:
     n_values: int
     seminorm: bool
     carries: bool
-    n_evals: list[int] = field(default_factory=list[int], compare=False)
 
     @property
     def n_totals(self) -> int:
@@ -137,48 +169,62 @@ class AdjointPhases:
         control = with_values(self.control, rest[: self.n_values])
         return control, Products(self.traced, rest[self.n_values :])
 
-    def start(self, marks: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """What the loop carries at its beginning, and what it is given: g, share, bound, sizes.
+    def start(self, head: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What the loop carries at its beginning, and the `Constants`.
 
         The adjoint is linear: each sample's is solved at size 1.
         """
-        ends = Ends(*inputs[:6])
-        control, field = self._split(inputs[6:])
+        ends = Ends(*inputs[:4])
+        control, field = self._split(inputs[4:])
         size = ends.g.abs().amax(dim=(0, 2))
         scale = torch.where(size > 0, size, 1.0).unsqueeze(1)
-        g = ends.g / scale
-        share = scale / scale.amax()
-        bound = FAR * ends.largest
-        quadrature = WithQuadrature(control, field, share, bound, self.seminorm)
-        both = torch.cat([ends.out[-1], g[-1]], dim=1)
-        t = ends.times[-1]
-        span = Span(t, ends.times[-2], ends.direction)
+        t, t_next = ends.times[:, -1], ends.times[:, -2]
+        constants = Constants(
+            ends.g / scale,
+            scale,
+            scale / scale.amax(),
+            (FAR * ends.largest).to(scale.dtype),
+            size_of(ends.out),
+            torch.sign(t_next - t),
+        )
+        quadrature = self._quadrature(control, field, constants)
+        both = torch.cat([ends.out[-1], constants.g[-1]], dim=1)
+        span = Span(t, t_next, constants.direction)
         f = quadrature.field_of_both(t.to(both.dtype), both)
         step, n_probes = quadrature.first(quadrature.field_of_both, self.tableau, span, both, f)
-        self.n_evals.append(n_probes + 1 if n_probes or self.carries else 0)
+        n_evals = n_probes + 1 if n_probes or self.carries else 0
         ticks = torch.zeros((2, t.shape[0]), dtype=torch.int64, device=t.device)
-        carry = [marks.clone(), torch.stack((t, step)), ticks, both]
+        ticks = torch.cat((torch.full_like(ticks[:1], n_evals), ticks))
+        carry = [head.clone(), torch.stack((t, step)), ticks, both]
         if self.carries:
             carry += [f, *quadrature.place_of(f).shares]
-        return (*carry, g, share, bound, size_of(ends.out), scale)
+        return (*carry, *constants)
 
     @property
     def n_carried(self) -> int:
         """How many of what `start` returns the loop carries."""
         return 5 + self.n_totals if self.carries else 4
 
-    def going(self, marks: Tensor, limit: Tensor) -> Tensor:
+    def _quadrature(
+        self,
+        control: Control,
+        field: Products,
+        constants: Constants,
+        totals: Sequence[Tensor] | None = None,
+    ) -> WithQuadrature:
+        share, bound = constants.share, constants.bound
+        return WithQuadrature(control, field, share, bound, self.seminorm, totals)
+
+    def going(self, head: Tensor) -> Tensor:
         """Whether another step is to be taken."""
-        steps, i, lost, _ = marks.split(1)
-        return ((steps < limit) & (i > 0) & (lost == 0)).all()
+        left, limit, steps, lost, _ = head.split(1)
+        return ((left > 0) & (steps < limit) & (lost == 0)).all()
 
     def step(
         self,
         carry: Sequence[Tensor],
+        constants: Constants,
         ends: Ends,
-        share: Tensor,
-        bound: Tensor,
-        largest: Tensor,
         kept: Kept,
         totals: Sequence[Tensor],
         estimates: Sequence[Tensor],
@@ -187,22 +233,21 @@ class AdjointPhases:
         """One attempted step of every sample on the present interval: native's loop, one turn.
 
         When all samples have arrived at the interval's earlier end, state and adjoint jump: to the
-        stored state, and by the gradient that reaches it. `ends.g` and `bound` are those of
-        `start`, `largest` the sizes.
+        stored state, and by the gradient that reaches it.
         """
         control, field = self._split(rest)
         tableau = self.tableau
-        marks, clock, ticks, both, *known = carry
-        steps, i, lost, look = marks.split(1)
+        head, clock, ticks, both, *known = carry
+        left, limit, steps, lost, look = head.split(1)
         t, size = clock.unbind(0)
-        done, n_rejected = ticks.unbind(0)
-        goal = i - 1
-        span = Span(_pick(ends.times, i), _pick(ends.times, goal), ends.direction)
+        goal = left - 1
+        t_from, t_to = (torch.index_select(ends.times, 1, i)[:, 0] for i in (left, goal))
+        span = Span(t_from, t_to, constants.direction)
         stored = _pick(ends.out, goal)
-        quadrature = WithQuadrature(control, field, share, bound, self.seminorm, totals)
+        quadrature = self._quadrature(control, field, constants, totals)
         f = self._remembered(quadrature, t, both, known)
 
-        active = t != span.t1
+        active = t != t_to
         end = torch.where(active, cut(quadrature.end(t, size, span), size, span), t)
         step = rk_step(quadrature.field_of_both, tableau, t, end, both, f)
         verdict = quadrature.judge(tableau, step, size)
@@ -210,30 +255,26 @@ class AdjointPhases:
         t_new = torch.where(moved, end, t)
         both_new = torch.where(moved.unsqueeze(1), step.y1, both)
         stuck = active & ~moved & (verdict.size <= resolution(t_new, span))
-        arrived = (t_new == span.t1).all()
+        arrived = (t_new == t_to).all()
 
         y, a = both_new.chunk(2, dim=1)
-        drift = drift_of(y, stored, largest)
+        drift = drift_of(y, stored, constants.sizes)
         for record, value in zip(kept, (y, a, drift), strict=True):
             record.index_copy_(0, goal, value.unsqueeze(0))
-        counts = moved.any()
-        share_of_step, estimate = quadrature.pending
-        added = (*share_of_step, *estimate) if self.seminorm else share_of_step
+        added = [part for parts in quadrature.pending[: 1 + self.seminorm] for part in parts]
         for total, part in zip((*totals, *estimates), added, strict=True):
-            total.add_(torch.where(counts, part, 0.0))
+            total.add_(torch.where(moved.any(), part, 0.0))
 
-        jumped = torch.cat([stored, a + _pick(ends.g, goal)], dim=1)
+        jumped = torch.cat([stored, a + _pick(constants.g, goal)], dim=1)
+        evals, done, n_rejected = ticks.unbind(0)
+        per_step = tableau.stages - self.carries
+        drifted = arrived & (drift > LOOK_CLOSER).any()
         found = [
             torch.cat(
-                (
-                    steps + 1,
-                    i - arrived.to(torch.int64),
-                    lost + stuck.any(),
-                    look + (arrived & (drift > LOOK_CLOSER).any()),
-                )
+                (left - arrived.long(), limit, steps + 1, lost + stuck.any(), look + drifted)
             ),
             torch.stack((t_new, verdict.size)),
-            torch.stack((done + active, n_rejected + (active & ~moved))),
+            torch.stack((evals + per_step, done + active, n_rejected + (active & ~moved))),
             torch.where(arrived, jumped, both_new),
         ]
         if self.carries:
@@ -268,13 +309,24 @@ class AdjointPhases:
         """Estimate what the drift did on one interval; writes to `errors` and `shared`."""
         goal = left - 1
         field: Linearised = Products(self.traced, tensors)
-        ends = (_pick(times, left), _pick(times, goal))
+        later, earlier = (torch.index_select(times, 1, i)[:, 0] for i in (left, goal))
         state, a, drift = (_pick(x, goal) for x in kept)
-        error, of_parameters = effect_of_drift(field, ends, state, _pick(out, goal), a)
+        error, of_parameters = effect_of_drift(field, (later, earlier), state, _pick(out, goal), a)
         matters = (drift > LOOK_CLOSER).any()
         errors.index_copy_(0, goal, torch.where(matters, error, 0.0).unsqueeze(0))
         shared.index_copy_(0, goal, torch.where(matters, of_parameters, 0.0).reshape(1))
         return left - 1
+
+
+class _Parts(NamedTuple):
+    """The inputs of a walk, sorted."""
+
+    head: Tensor
+    ends: Ends
+    kept: Kept
+    totals: Sequence[Tensor]
+    estimates: Sequence[Tensor]
+    rest: Sequence[Tensor]
 
 
 class AdjointProgram(nn.Module):
@@ -282,7 +334,7 @@ class AdjointProgram(nn.Module):
 
     Args:
         phases: What it does.
-        inputs: Examples of what `forward` takes: marks, `Ends`, `Kept`, totals, estimates, values
+        inputs: Examples of what `forward` takes: `Head`, `Ends`, `Kept`, totals, estimates, values
             of the control, tensors.
         exact: No approximations of elementary functions.
     """
@@ -292,54 +344,49 @@ class AdjointProgram(nn.Module):
         self._n_totals = n = phases.n_totals
         self._n_estimates = n if phases.seminorm else 0
         self._n_carried = phases.n_carried
-        marks, ends, kept, totals, estimates, rest = self._parts(inputs)
-        start = graph_of(phases.start, (marks, *ends, *rest))
+        head, ends, *buffers, rest = self._parts(inputs)
+        start = graph_of(phases.start, (head, *ends, *rest))
         found = outputs_of(start)
-        carry, (g, share, bound, largest, _) = found[: self._n_carried], found[self._n_carried :]
         self._start = improved(start, exact)
-        self._going = graph_of(phases.going, (marks, ends.limit))
+        self._going = graph_of(phases.going, (head,))
 
         def step(*everything: Tensor) -> tuple[Tensor, ...]:
-            carry, rest = everything[: self._n_carried], everything[self._n_carried :]
-            share, bound, largest = rest[:3]
-            _, ends, kept, totals, estimates, rest = self._parts((rest[0], *rest[3:]))
-            return phases.step(carry, ends, share, bound, largest, kept, totals, estimates, rest)
+            carry, others = everything[: self._n_carried], everything[self._n_carried :]
+            constants = Constants(*others[:6])
+            _, ends, kept, totals, estimates, rest = self._parts((others[0], *others[6:]))
+            return phases.step(carry, constants, ends, kept, totals, estimates, rest)
 
-        own = (*ends[:4], g, ends.largest, *kept, *totals, *estimates)
-        graph = graph_of(step, (*carry, share, bound, largest, *own, *rest))
-        first = len(carry) + 3 + len(own)
+        before = (*found, *ends, *(x for each in buffers for x in each))
+        graph = improved(graph_of(step, (*before, *rest)), exact)
         self._before, self._step = split_constant(
-            improved(graph, exact), range(first, first + len(rest))
+            graph, range(len(before), len(before) + len(rest))
         )
 
-    def _parts(
-        self, inputs: Sequence[Tensor]
-    ) -> tuple[Tensor, Ends, Kept, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
-        totals, rest = inputs[10 : 10 + self._n_totals], inputs[10 + self._n_totals :]
+    def _parts(self, inputs: Sequence[Tensor]) -> _Parts:
+        totals, rest = inputs[8 : 8 + self._n_totals], inputs[8 + self._n_totals :]
         estimates, rest = rest[: self._n_estimates], rest[self._n_estimates :]
-        return inputs[0], Ends(*inputs[1:7]), Kept(*inputs[7:10]), totals, estimates, rest
+        return _Parts(inputs[0], Ends(*inputs[1:5]), Kept(*inputs[5:8]), totals, estimates, rest)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Marks, ticks, gradient of the initial state, and the factor of the totals."""
+        """The head, costs [4, B], gradient of the initial state, and the factor of the totals."""
         with torch.no_grad():
-            marks, ends, kept, totals, estimates, rest = self._parts(inputs)
-            found = self._start(marks, *ends, *rest)
-            carry = found[: self._n_carried]
-            g, share, bound, largest, scale = found[self._n_carried :]
-            constant = self._before(*rest)
+            head, ends, *buffers, rest = self._parts(inputs)
+            found = self._start(head, *ends, *rest)
+            carry, constants = found[: self._n_carried], found[self._n_carried :]
+            given = (*constants, *ends, *(x for each in buffers for x in each))
+            given = (*given, *self._before(*rest))
 
             def going(*carry: Tensor) -> Tensor:
-                return self._going(carry[0], ends.limit)
+                return self._going(carry[0])
 
             def step(*carry: Tensor) -> tuple[Tensor, ...]:
-                return self._step(
-                    *carry, share, bound, largest, *ends[:4], g, ends.largest, *kept, *totals,
-                    *estimates, *constant,
-                )  # fmt: skip
+                return self._step(*carry, *given)
 
-            marks, _, ticks, both, *_ = torch.while_loop(going, step, tuple(carry))
-            a = both[:, both.shape[1] // 2 :]
-            return marks, ticks, a * scale, scale.amax()
+            head, _, ticks, both, *_ = torch.while_loop(going, step, tuple(carry))
+            evals, done, n_rejected = ticks.unbind(0)
+            costs = torch.stack((evals, done, done - n_rejected, n_rejected))
+            scale = constants[1]
+            return head, costs, both[:, both.shape[1] // 2 :] * scale, scale.amax()
 
 
 class EffectProgram(nn.Module):

@@ -12,7 +12,7 @@ from ctflow.backends.native.control import Adaptive, Control, Span, Verdict
 from ctflow.backends.native.step import FlatField, Step
 from ctflow.backends.native.tableau import Tableau
 
-__all__ = ["FAR", "WithQuadrature"]
+__all__ = ["FAR", "WithQuadrature", "quadrature_error"]
 
 FAR = 10.0  # a rebuilt state this many times larger than any of the forward pass is lost
 
@@ -121,9 +121,7 @@ class WithQuadrature:
 
     def error(self) -> float:
         """Norm of the summed estimates in units of tolerance."""
-        if not (self.total and isinstance(self._control, Adaptive)):
-            return 0.0
-        return float(_ratio(self._estimate, self.total, None, self._control))
+        return quadrature_error(self._estimate, self.total, self._control)
 
     def _places(self, step: Step) -> list[Evaluated]:
         """The stages with their graphs; a first stage that was pieced together is redone."""
@@ -146,8 +144,20 @@ class WithQuadrature:
         return self._field.weighted([w for w, _ in used], [p for _, p in used], h, keep)
 
 
+def quadrature_error(
+    estimate: Sequence[Tensor], total: Sequence[Tensor], control: Control
+) -> float:
+    """Norm of the summed estimates in units of the control's tolerance; 0 where it has none."""
+    if not (total and isinstance(control, Adaptive)):
+        return 0.0
+    return float(_ratio(estimate, total, None, control))
+
+
 def _ratio(
-    estimate: list[Tensor], total: list[Tensor], share: list[Tensor] | None, control: Adaptive
+    estimate: Sequence[Tensor],
+    total: Sequence[Tensor],
+    share: Sequence[Tensor] | None,
+    control: Adaptive,
 ) -> Tensor:
     """Root mean square of estimate over tolerance, all parameters together."""
     square, count = torch.zeros((), dtype=torch.float64, device=total[0].device), 0
