@@ -30,6 +30,7 @@ _MODULES = {
     "ctflow.errors": Place(1, frozenset()),
     "ctflow.state": Place(2, frozenset({1})),
     "ctflow.problem": Place(3, frozenset({1, 2})),
+    "ctflow.sde": Place(3, frozenset({1, 2})),
     "ctflow.solution": Place(3, frozenset({1, 2})),
     "ctflow.backends.protocol": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.field": Place(4, frozenset({1, 2, 3})),
@@ -41,8 +42,10 @@ _MODULES = {
     "ctflow.backends.registry": Place(5, frozenset(range(1, 5))),
     "ctflow.backends": Place(5, frozenset(range(1, 6))),
     "ctflow.api": Place(7, frozenset(range(1, 6))),
+    "ctflow.api_sde": Place(7, frozenset(range(1, 6))),
     "ctflow": Place(9, frozenset({1, 2, 3, 4, 5, 7})),
     "ctflow.dynamics.block": Place(8, _MODEL),
+    "ctflow.dynamics.images": Place(8, _MODEL),
     "ctflow.plotting": _TOP,
 }
 # Packages, whose modules import each other freely; an adapter may also be a single module.
@@ -60,14 +63,19 @@ _PACKAGES = {
     "ctflow.cli": Place(11, frozenset(range(1, 11))),
 }
 # Within a row: compiled reuses native's parts; what all backends share is built up in steps, the
-# field, then the tensors that it captures, then what its times and its adjoint make of both.
+# field, then the tensors that it captures, then what its times and its adjoint make of both; what
+# is stochastic builds on what is not.
 _ALSO = {
     ("ctflow.backends.compiled", "ctflow.backends.native"),
+    ("ctflow.sde", "ctflow.problem"),
+    ("ctflow.api_sde", "ctflow.api"),
     ("ctflow.backends.captures", "ctflow.backends.field"),
     ("ctflow.backends.captures", "ctflow.backends.places"),
     ("ctflow.backends.times", "ctflow.backends.captures"),
     ("ctflow.backends.adjoint", "ctflow.backends.field"),
     ("ctflow.backends.adjoint", "ctflow.backends.captures"),
+    ("ctflow.dynamics.images", "ctflow.dynamics"),  # a whole network: a field in the layer
+    ("ctflow.dynamics.images", "ctflow.dynamics.block"),
 }
 # Whose modules only their own tests, and the backend that reuses them, look into.
 _INTERNAL = ("ctflow.backends.native", "ctflow.backends.compiled")

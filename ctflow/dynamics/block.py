@@ -13,7 +13,7 @@ from ctflow.api import as_solver, solve
 from ctflow.backends.protocol import Solver
 from ctflow.errors import InvalidProblem
 from ctflow.problem import ODEProblem
-from ctflow.solution import Stats, raise_if_failed
+from ctflow.solution import Solution, Stats, raise_if_failed
 from ctflow.state import State, leaves_of, map_leaves
 
 __all__ = ["ODEBlock"]
@@ -43,12 +43,16 @@ class ODEBlock(nn.Module):
             parameters become the layer's.
         t: Start and end of the time interval, in either order.
         solver: A `Solver`, the name of a backend, or None for the defaults.
+        random_end: In training mode the end is drawn anew for each call, evenly from
+            `t[1] - random_end` to `t[1] + random_end`: STEER (Ghosh et al. 2020, arXiv 2006.10711),
+            a regulariser against stiffness. In evaluation mode the end is `t[1]`.
 
     Attributes:
         stats: `Stats` of the last solve, None before one and in a copy of the layer.
 
     Raises:
-        InvalidProblem: If `t` is not two distinct finite numbers or `field` is not callable.
+        InvalidProblem: If `t` is not two distinct finite numbers, `field` is not callable, or
+            `random_end` is negative or reaches back to `t[0]`.
 
     Cost:
         One solve a call; `stats` has the evaluations for each sample.
@@ -70,6 +74,7 @@ class ODEBlock(nn.Module):
         t: Sequence[float] | Tensor = (0.0, 1.0),
         *,
         solver: Solver | str | None = None,
+        random_end: float = 0.0,
     ) -> None:
         """Check the settings; nothing is solved yet."""
         super().__init__()
@@ -80,6 +85,7 @@ class ODEBlock(nn.Module):
             )
         self.field = field
         self.t = _interval(t)
+        self.random_end = _checked_end(random_end, self.t)
         self.solver = solver
         self.stats = None
 
@@ -107,6 +113,38 @@ class ODEBlock(nn.Module):
         """
         return _outside_graphs(self._last)(x, args)
 
+    def solve(
+        self,
+        x: State,
+        args: Any = None,  # noqa: ANN401 - handed to the field as it is
+        *,
+        running_cost: Callable[..., Any] | None = None,
+        local_error: bool = False,
+    ) -> Solution:
+        """All that a solve finds out, for losses that look at more than the state at the end.
+
+        Args:
+            x: State at the start, as for `forward`.
+            args: Third argument of the field and of the running cost.
+            running_cost: Its integral along the path becomes `cost`: see `KineticEnergy`,
+                `JacobianNorm` and `TaylorNorm`.
+            local_error: Whether `local_error` is wanted (ERNODE's regulariser).
+
+        Returns:
+            The `Solution`; the state at the end is `y[-1]`, the integral `cost[-1]`.
+
+        Raises:
+            SolveFailed: If any sample did not reach the end.
+
+        Example:
+            >>> from ctflow.dynamics import MLP, KineticEnergy
+            >>> block = ODEBlock(MLP(2, (16,)))
+            >>> solution = block.solve(torch.zeros(5, 2), running_cost=KineticEnergy(block.field))
+            >>> solution.y[-1].shape, solution.cost[-1].shape
+            (torch.Size([5, 2]), torch.Size([5]))
+        """
+        return _outside_graphs(self._solve)(x, self._times(), args, running_cost, local_error)
+
     def trajectory(self, x: S, t: Tensor | Sequence[float], args: Any = None) -> S:  # noqa: ANN401
         """State at every time of a grid of its own, whose gradient is followed too.
 
@@ -126,6 +164,7 @@ class ODEBlock(nn.Module):
     def extra_repr(self) -> str:
         """Settings for `repr`, which shows the field by itself if it is a module."""
         settings = f"t={self.t}, solver={self.solver}"
+        settings += f", random_end={self.random_end}" if self.random_end else ""
         if isinstance(self.field, nn.Module):
             return settings
         return f"{getattr(self.field, '__qualname__', type(self.field).__name__)}, {settings}"
@@ -135,17 +174,40 @@ class ODEBlock(nn.Module):
         return self.__dict__ | {"stats": None}
 
     def _last(self, x: Any, args: Any) -> Any:  # noqa: ANN401
-        return map_leaves(lambda leaf: leaf[-1], self._trajectory(x, self.t, args))
+        return map_leaves(lambda leaf: leaf[-1], self._trajectory(x, self._times(), args))
 
     def _trajectory(self, x: Any, t: Tensor | Sequence[float], args: Any) -> Any:  # noqa: ANN401
+        return self._solve(x, t, args).y
+
+    def _times(self) -> tuple[float, float]:
+        if not (self.training and self.random_end):
+            return self.t
+        return self.t[0], self.t[1] + self.random_end * (2 * float(torch.rand(())) - 1)
+
+    def _solve(
+        self,
+        x: Any,  # noqa: ANN401
+        t: Tensor | Sequence[float],
+        args: Any,  # noqa: ANN401
+        running_cost: Callable[..., Any] | None = None,
+        local_error: bool = False,
+    ) -> Solution:
         device = _device(x)
         if torch.is_autocast_enabled(device):
             x, args = map_leaves(_raise_precision, (x, args))
         with torch.autocast(device, enabled=False):
-            problem = ODEProblem(self.field, x, t, args=args, batched=True)  # pyright: ignore[reportArgumentType] - normalises t
+            problem = ODEProblem(
+                self.field,
+                x,
+                t,  # pyright: ignore[reportArgumentType] - normalises t
+                args=args,
+                batched=True,
+                running_cost=running_cost,
+                local_error=local_error,
+            )
             solution = solve(problem, self.solver)
         self.stats = solution.stats
-        return raise_if_failed(solution).y
+        return raise_if_failed(solution)
 
 
 def _outside_graphs(solve_call: Callable[..., Any]) -> Callable[..., Any]:
@@ -175,6 +237,16 @@ def _interval(t: Sequence[float] | Tensor) -> tuple[float, float]:
             f"`t` must be two distinct finite numbers, got ({t0}, {t1}). Write t=(0.0, 1.0)."
         )
     return t0, t1
+
+
+def _checked_end(random_end: float, t: tuple[float, float]) -> float:
+    is_number = isinstance(random_end, int | float)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not (is_number and 0 <= random_end < abs(t[1] - t[0])):
+        raise InvalidProblem(
+            f"`random_end` must be at least 0 and below the length of the interval, got "
+            f"{random_end!r} for t={t}. STEER's authors take half of it or less."
+        )
+    return float(random_end)
 
 
 def _device(x: object) -> str:
