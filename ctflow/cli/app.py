@@ -11,6 +11,7 @@ from ctflow.cli.bench import bench
 from ctflow.cli.certify import certify
 from ctflow.cli.check import check
 from ctflow.cli.compare import compare
+from ctflow.cli.data import data
 from ctflow.cli.info import info
 from ctflow.cli.reproduce import reproduce
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command()(reproduce)
 app.command()(bench)
+app.command()(data)
 app.command()(info)
 app.command()(check)
 app.command()(compare)

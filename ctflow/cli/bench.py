@@ -87,6 +87,11 @@ def bench(
     """
     with one_line_errors(context):
         driver: Any = _load(find_root(Path.cwd(), root))
+        if preset.value not in driver.PRESETS:
+            raise CtflowError(
+                f"the benchmarks have no preset {preset.value!r}; there are: "
+                f"{', '.join(driver.PRESETS)}. Take one of these."
+            )
         config: Any = driver.PRESETS[preset.value]
         given = {
             "threads": threads,

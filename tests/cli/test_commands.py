@@ -128,3 +128,13 @@ def test_outside_a_checkout_the_process_says_so_in_one_line(tmp_path: Path) -> N
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1
     assert "need a source checkout" in result.stderr
+
+
+def test_a_preset_that_a_script_has_not_is_answered_by_those_it_has(root: Path) -> None:
+    """And so is a setting."""
+    result = run("reproduce", "toy", "--root", root, "--preset", "paper")
+    assert result.exit_code == 2
+    assert "there are: smoke, quick, full" in result.stderr
+    result = run("reproduce", "toy", "--root", root, "--minutes", 1)
+    assert result.exit_code == 2
+    assert "takes no --minutes" in result.stderr
