@@ -158,7 +158,9 @@ def _fingerprint(exported: Any) -> str:  # noqa: ANN401
     parts = hashlib.sha256()
     for graph in exported.graph_module.modules():
         if isinstance(graph, torch.fx.GraphModule):
-            parts.update(graph.print_readable(print_output=False).encode())
+            lines = graph.print_readable(print_output=False).splitlines()
+            code = (line for line in lines if not line.lstrip().startswith("#"))  # who wrote it
+            parts.update("\n".join(code).encode())
     for name, constant in sorted(exported.constants.items()):
         parts.update(name.encode())
         if isinstance(constant, Tensor):
