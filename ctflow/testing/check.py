@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -168,7 +169,8 @@ def _look(subject: Subject, prop: Property) -> Finding:
         found = _fault(subject, prop, other)
         return found is not None and found.raised == fault.raised
 
-    smallest = shrink(case, subject.box, fails_too)
+    box = subject.box if subject.args is None else replace(subject.box, batched=False)
+    smallest = shrink(case, box, fails_too)  # `args` may have a row for each sample
     last = _fault(subject, prop, smallest) or fault
     return Finding(prop.name, "failed", last.what, str(smallest), prop.cause)
 
@@ -197,8 +199,9 @@ def _whole(subject: Subject, compiled: bool) -> list[Finding]:
             "reached",
             "failed",
             f"no gradient reaches {', '.join(found.unused)} at any example",
-            cause="a layer that is made and not used, `.detach()` or `.data`, or a context that an "
-            "encoder computed under no_grad. Remove what is not used; compute the context with "
+            cause="a layer that is made and not used, `.detach()` or `.data`, a context that an "
+            "encoder computed under no_grad, or the last bias of an energy of which the field is "
+            "the gradient. Remove what is not used (bias=False); compute the context with "
             "gradients on.",
         )
     captured = Finding("captured", "passed")
@@ -246,7 +249,7 @@ def _information(subject: Subject, failed: Sequence[str]) -> list[Finding]:
     findings: list[Finding] = []
     noisy = "repeatable" in failed
     looks: dict[str, Callable[[], Finding]] = {
-        "outside": lambda: notes.outside(subject),
+        "outside": lambda: notes.outside(subject, noisy),
         "smoothness": lambda: notes.smoothness(subject, noisy),
         "stiffness": lambda: notes.stiffness(subject),
     }

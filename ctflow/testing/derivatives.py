@@ -13,7 +13,7 @@ from ctflow.backends.captures import Captures, pull, sequence_number
 from ctflow.backends.field import Field
 from ctflow.errors import CtflowError
 from ctflow.problem import ODEProblem
-from ctflow.state import Layout
+from ctflow.state import Layout, map_leaves
 from ctflow.testing.examples import Case
 from ctflow.testing.subject import Subject, named_tensors, size_of
 
@@ -23,15 +23,28 @@ __all__ = ["Reach", "derivative", "reach"]
 def derivative(subject: Subject, case: Case) -> str | None:
     """Whether vector-Jacobian products agree with central differences along a random direction.
 
-    Tensors computed elsewhere are cut off and moved themselves: what they were computed from does
-    not move them any more.
+    Zeros are where ReLUs and maxima have their kinks, and there no derivative is the right one:
+    what is wrong must be wrong a little beside the example as well.
+    """
+    wrong = _disagree(subject, case)
+    if wrong is None:
+        return None
+    aside = 1e-3 * (subject.box.high - subject.box.low)
+    moved = map_leaves(lambda y: y + aside * subject.directions(y), case.y)
+    return None if _disagree(subject, Case(case.t, moved)) is None else wrong
+
+
+def _disagree(subject: Subject, case: Case) -> str | None:
+    """At one place. Tensors computed elsewhere are cut off and moved themselves.
+
+    (What they were computed from does not move them any more.)
     """
     field, captures, state = _watched(subject, case)
     t = case.t.reshape(1)
     with torch.enable_grad():
         marker = sequence_number()
         try:
-            captures.discover(field(t, state), state, marker)
+            captures.discover(field(t, state.clone()), state, marker)
         except CtflowError:  # `reach` tells of it
             return _compare("`y`", field, t, state, [state], subject)
         with captures.cut() as leaves:
@@ -54,20 +67,22 @@ def _compare(
 ) -> str | None:
     if not inputs:
         return None
-    dy = field(t, state)
+    dy = field(t, state.clone())
     weight = subject.directions(dy)
     nothing: list[Tensor | None] = [None] * len(inputs)
     found = pull((dy,), inputs, (weight,), keep=True) if dy.requires_grad else nothing
 
-    def weighted() -> float:  # the values of `state` move, its graph does not
-        return float((field(t, state.detach()) * weight).double().sum())
+    def weighted() -> float:  # at a copy, in case `f` returns its input
+        return float((field(t, state.detach().clone()) * weight).double().sum())
 
     along = [subject.directions(x) for x in inputs]
     pairs = [(g, v) for g, v in zip(found, along, strict=True) if g is not None]
     by_autograd = math.fsum(float((g * v).sum()) for g, v in pairs)
     norm = math.hypot(*(float(torch.linalg.vector_norm(g)) for g, _ in pairs))
     eps = torch.finfo(dy.dtype).eps
-    step = eps ** (1 / 3) * max(size_of(*inputs), 1.0)
+    box = subject.box
+    least = max(abs(box.low), abs(box.high)) if inputs[0] is state else 1.0
+    step = eps ** (1 / 3) * max(size_of(*inputs), least)
     by_difference, doubt = _central(weighted, inputs, along, step)
     # What rounding does to the difference, its own doubt (curvature, a kink), a share of the whole.
     rounding = 10 * eps * size_of(dy) * dy.numel() / step
@@ -84,11 +99,15 @@ def _compare(
 def _central(
     evaluate: Callable[[], float], inputs: list[Tensor], along: list[Tensor], step: float
 ) -> tuple[float, float]:
-    """A central difference along a direction, and how much it moves when the step is halved."""
+    """A central difference along a direction, and its doubt.
+
+    The doubt is how much it moves when the step is halved; and how much the slopes on both sides
+    differ: at a kink anything between them is a derivative, and a solve never stands there.
+    """
     kept = [x.detach().clone() for x in inputs]
     values: dict[float, float] = {}
     try:
-        for h in (step, -step, step / 2, -step / 2):
+        for h in (step, -step, step / 2, -step / 2, 0.0):
             for x, old, v in zip(inputs, kept, along, strict=True):
                 x.copy_(old + h * v)
             values[h] = evaluate()
@@ -96,7 +115,8 @@ def _central(
         for x, old in zip(inputs, kept, strict=True):
             x.copy_(old)
     wide, narrow = ((values[h] - values[-h]) / (2 * h) for h in (step, step / 2))
-    return narrow, abs(wide - narrow)
+    bend = abs(values[step] - 2 * values[0.0] + values[-step]) / step
+    return narrow, max(abs(wide - narrow), bend)
 
 
 class Reach(NamedTuple):

@@ -97,20 +97,10 @@ class Conserves:
 
     def wrong(self, subject: Subject, case: Case) -> str | None:
         """The rate at which the quantity changes, sample by sample."""
-        y = fresh(case.y)
-        with torch.enable_grad():
-            total = self.quantity(y).sum()
-            slopes = pull((total,), leaves_of(y), (torch.ones_like(total),), keep=True)
-        per_sample = subject.box.batched
-        layout = Layout.of(case.y, per_sample=per_sample)
-        filled = [
-            torch.zeros_like(x) if g is None else g
-            for x, g in zip(leaves_of(y), slopes, strict=True)
-        ]
-        parts = [x.reshape(layout.batch, -1) for x in filled]
+        layout = Layout.of(case.y, per_sample=subject.box.batched)
         moved = subject.value(case)
         f = Layout.of(case.y, per_sample=False).unpack(moved.unsqueeze(0))
-        terms = torch.cat(parts, dim=1) * layout.pack(f)
+        terms = layout.pack(_gradient(self.quantity, case)) * layout.pack(f)
         rate, size = terms.sum(dim=1).abs(), terms.abs().sum(dim=1)
         share = float((rate / size.clamp(min=1e-30)).amax())
         if share > _slack(moved):
@@ -132,9 +122,7 @@ class Hamiltonian:
 
     def wrong(self, subject: Subject, case: Case) -> str | None:
         """The field against the gradient of the energy."""
-        y: Tensor = fresh(case.y)
-        with torch.enable_grad():
-            (slope,) = torch.autograd.grad(self.energy(y).sum(), y)
+        slope: Tensor = _gradient(self.energy, case)
         by_q, by_p = slope.chunk(2, dim=-1)
         expected = torch.cat([by_p, -by_q], dim=-1)
         return _unequal(subject.value(case), expected.reshape(-1), "f", "(dH/dp, -dH/dq)")
@@ -234,6 +222,16 @@ def _end(subject: Subject, y: Any, start: float, stop: float, rtol: float) -> An
     solver = Solver(rtol=rtol, atol=rtol, max_steps=1000)
     path = odeint(subject.f, y, [start, stop], solver=solver, args=subject.args)
     return map_leaves(lambda leaf: leaf[-1], path)
+
+
+def _gradient(quantity: Callable[[Any], Tensor], case: Case) -> Any:  # noqa: ANN401
+    """dQ/dy of each sample, with the structure of y; zeros where Q does not depend on a leaf."""
+    y = fresh(case.y)
+    with torch.enable_grad():
+        total = quantity(y).sum()
+        slopes = pull((total,), leaves_of(y), (torch.ones_like(total),), keep=True)
+    found = iter(slopes)
+    return map_leaves(lambda x: torch.zeros_like(x) if (g := next(found)) is None else g, y)
 
 
 def _push(subject: Subject, transformation: Callable[[Any], Any], case: Case) -> tuple[Any, Tensor]:

@@ -24,13 +24,15 @@ __all__ = ["outside", "smoothness", "stiffness"]
 _LARGEST = 64  # variables up to which the whole Jacobian is looked at
 _POINTS = 33  # on each line along which kinks are looked for
 _REGION = 3.3  # dopri5 is stable for |h lambda| up to this on the negative axis (Hairer II, IV.2)
-_RTOL, _ATOL = 1e-6, 1e-6
+_TOLERANCE = 1e-6  # of a solve that is counted, where the dtype resolves it
 
 Field = Callable[..., Any]
 
 
-def outside(subject: Subject) -> Finding:
+def outside(subject: Subject, noisy: bool) -> Finding:
     """What the field does just outside the interval: ctflow never looks there, others do."""
+    if noisy:
+        return Finding("outside", "skipped", "says nothing without repeatable")
     box = subject.box
     beyond = 0.01 * (box.t1 - box.t0)
     said: list[str] = []
@@ -57,7 +59,7 @@ def smoothness(subject: Subject, noisy: bool) -> Finding:
     """
     start = _solved(subject, subject.f, subject.cases[0])
     cost = (
-        f"a solve at rtol = atol = {_RTOL:g} took {_evaluations(start)}, "
+        f"a solve at rtol = atol = {start.stats.solver.rtol:g} took {_evaluations(start)}, "
         f"{int(start.stats.forward.n_rejected.amax())} of "
         f"{int(start.stats.forward.n_steps.amax())} steps rejected"
     )
@@ -81,24 +83,25 @@ def _price(subject: Subject, smoothing: Smoothing) -> str:
     """Evaluations of a solve from a random place, and of the same with the kinks rounded off."""
     start = subject.cases[-1]
     kinked = _solved(subject, subject.f, start)
-    n = int(kinked.stats.forward.n_steps.amax())
+    what = f"from a random place in the box it takes {_evaluations(kinked)}"
+    if not kinked.ok:
+        return f"{what} without arriving"
     if smoothing.names:
         smooth = _solved(subject, smoothing.field, start)
         how = f"with {' and '.join(smoothing.names)} rounded off"
     else:
-        smooth = _solved(subject, averaged(subject), start, max_steps=max(n, 1))
+        most = int(kinked.stats.forward.n_steps.amax())
+        smooth = _solved(subject, averaged(subject), start, max_steps=most)
         how = "as an average over small shifts of `y`"
-    what = f"from a random place in the box it takes {_evaluations(kinked)}"
-    if not kinked.ok:
-        what += " without arriving"
     return f"{what}, and {int(smooth.stats.forward.n_f_evals.amax())} {how}" if smooth.ok else what
 
 
 def _solved(subject: Subject, f: Field, start: Case, max_steps: int = 1000) -> Solution:
     times = torch.tensor([subject.box.t0, subject.box.t1], dtype=torch.float64)
     problem = ODEProblem(f, start.y, times, args=subject.args)
+    tolerance = max(_TOLERANCE, 8 * torch.finfo(start.t.dtype).eps)
     with torch.no_grad():
-        return solve(problem, Solver(rtol=_RTOL, atol=_ATOL, max_steps=max_steps))
+        return solve(problem, Solver(rtol=tolerance, atol=tolerance, max_steps=max_steps))
 
 
 def _evaluations(solution: Solution) -> str:
@@ -137,7 +140,10 @@ def stiffness(subject: Subject) -> Finding:
         if layout.size > _LARGEST:
             return Finding("stiffness", "skipped", f"{layout.size} variables are too many to ask")
         subject = sample
-    matrices = [_jacobian(subject, layout, case) for case in subject.cases[:4]]
+    found = [_jacobian(subject, layout, case) for case in subject.cases[:4]]
+    matrices = [matrix for matrix in found if bool(torch.isfinite(matrix).all())]
+    if not matrices:  # LAPACK would not come back from them
+        return Finding("stiffness", "skipped", "its derivative is not finite")
     rates = torch.cat([torch.linalg.eigvals(matrix) for matrix in matrices])
     length = abs(subject.box.t1 - subject.box.t0)
     backwards = subject.box.t1 < subject.box.t0

@@ -6,7 +6,8 @@ Each returns what is wrong at an example, or None. What it raises counts as wron
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -52,10 +53,8 @@ class Property:
 
 
 def _structure(subject: Subject, case: Case) -> str | None:
-    y = fresh(case.y)
     with torch.enable_grad():
-        dy = subject(case.t.clone(), y)
-    Layout.of(case.y, per_sample=False).pack_derivative(dy)  # raises, and says what differs
+        subject(case.t, fresh(case.y))  # raises, and says what differs
     return None
 
 
@@ -63,21 +62,32 @@ def _inputs(subject: Subject, case: Case) -> str | None:
     given = Case(case.t.clone(), map_leaves(lambda leaf: leaf.detach().clone(), case.y))
     arguments = [x for x in leaves_of(subject.args) if isinstance(x, Tensor)]
     before = [x.detach().clone() for x in arguments]
+    kept = leaves_of(given.y)
     with torch.no_grad():
-        subject(given.t, given.y)
+        try:
+            subject.returned(given.t, given.y)
+        except Exception:  # `no_grad` tells of it
+            return None
+        pairs = list(zip(arguments, before, strict=True))
+        changed = [difference(flat(x), flat(old)) for x, old in pairs]
+        for x, old in pairs:
+            x.copy_(old)  # for the properties that are still to be looked at
+    now = leaves_of(given.y)
+    if len(now) != len(kept) or any(a is not b for a, b in zip(now, kept, strict=True)):
+        return "it put something else into the container `y`"
     if difference(flat(given.y), flat(case.y)):
         return "it changed `y` in place"
     if difference(given.t.reshape(-1), case.t.reshape(-1)):
         return "it changed `t` in place"
-    changed = [difference(flat(x), flat(old)) for x, old in zip(arguments, before, strict=True)]
     return "it changed `args` in place" if any(changed) else None
 
 
 def _fresh(subject: Subject, case: Case) -> str | None:
     with torch.no_grad():
-        first = subject(case.t.clone(), map_leaves(torch.clone, case.y))
+        first = subject.returned(case.t.clone(), map_leaves(torch.clone, case.y))
         kept = flat(first).clone()
-        subject(case.t.clone(), map_leaves(lambda leaf: 0.5 * leaf + 0.1, case.y))
+        other = map_leaves(lambda leaf: 0.5 * leaf + 0.1, case.y)
+        subject.returned(case.t.clone(), other)
         if difference(flat(first), kept):
             return "the second call overwrote what the first had returned"
     return None
@@ -93,12 +103,13 @@ def _repeatable(subject: Subject, case: Case) -> str | None:
 
 def _stateless(subject: Subject, case: Case) -> str | None:
     random = torch.get_rng_state()
-    before = {name: x.detach().clone() for name, x in named_tensors(subject.f)}
+    floating = [(name, x) for name, x in named_tensors(subject.f) if x.is_floating_point()]
+    before = [flat(x.detach()).clone() for _, x in floating]
     subject.value(case)
     changed = [
         name
-        for name, x in named_tensors(subject.f)
-        if x.is_floating_point() and difference(flat(x.detach()), flat(before[name]))
+        for (name, x), old in zip(floating, before, strict=True)
+        if difference(flat(x.detach()), old)
     ]
     if changed:
         return f"a call changed {', '.join(changed)}"
@@ -110,14 +121,35 @@ def _batch(subject: Subject, case: Case) -> str | None:
     n = leaves_of(whole)[0].shape[0]
     if n < 2:
         return None
-    together = map_leaves(torch.detach, subject(case.t.clone(), whole))
+    together = map_leaves(torch.detach, subject(case.t, whole))
     size = size_of(flat(together))
-    for i in (0, n - 1):
-        alone = flat(subject(case.t.clone(), rows(case.y, i, i + 1))).detach()
-        gap = float((alone - flat(rows(together, i, i + 1))).abs().amax()) / size
+    for i in sorted({0, 1, n // 2, n - 1}):
+        sample = Case(case.t, rows(case.y, i, i + 1))
+        wanted = flat(rows(together, i, i + 1))
+        alone = _alone(subject, sample, i, n, wanted)
+        gap = float((alone - wanted).abs().amax()) / size
         if gap > _tolerance(alone):
             return f"sample {i} alone and in its batch of {n} differ by {gap:.2g} of their size"
     return None
+
+
+def _alone(subject: Subject, sample: Case, i: int, n: int, wanted: Tensor) -> Tensor:
+    """The field at one sample, with the whole of `args` or its own row of them: as it fits best."""
+    if not any(_has_rows(x, n) for x in leaves_of(subject.args)):
+        return subject.value(sample)
+    own = map_leaves(lambda x: x[i : i + 1] if _has_rows(x, n) else x, subject.args)
+    found: list[Tensor] = []
+    for args in (own, subject.args):
+        with suppress(Exception):  # of the wrong size, perhaps
+            found.append(replace(subject, args=args).value(sample))
+    if not found:
+        return subject.value(sample)
+    return min(found, key=lambda value: difference(value, wanted))
+
+
+def _has_rows(x: object, n: int) -> bool:
+    """Whether an argument may have a row for each of n samples."""
+    return isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == n
 
 
 def _time(subject: Subject, case: Case) -> str | None:
@@ -142,7 +174,7 @@ def _time(subject: Subject, case: Case) -> str | None:
 def _no_grad(subject: Subject, case: Case) -> str | None:
     expected = subject.value(case)
     with torch.no_grad():
-        found = flat(subject(case.t.clone(), map_leaves(torch.clone, case.y)))
+        found = flat(subject(case.t, case.y))
     gap = difference(found, expected)
     if gap > _tolerance(found):
         return f"values with and without gradients differ by {gap:.2g}"
@@ -165,7 +197,7 @@ def _transforms(subject: Subject, case: Case) -> str | None:
 def _finite(subject: Subject, case: Case) -> str | None:
     y = fresh(case.y)
     with torch.enable_grad():
-        dy = flat(subject(case.t.clone(), y))
+        dy = flat(subject(case.t, y))
         bad = ~torch.isfinite(dy)
         if bool(bad.any()):
             first = float(dy.detach()[bad][0])
@@ -191,6 +223,12 @@ PROPERTIES = (
         after=(),
     ),
     Property(
+        "inputs",
+        _inputs,
+        "an in-place operation on what was handed in (`y.mul_(2)`, `y[..., 0] = 0`). Write "
+        "`y * 2`, or work on a clone.",
+    ),
+    Property(
         "repeatable",
         _repeatable,
         "dropout or another source of noise: an adaptive solver then sees an error that no step "
@@ -209,14 +247,7 @@ PROPERTIES = (
         _no_grad,
         "`f` differentiates inside without `with torch.enable_grad():` (solvers call it with "
         "gradients off), or asks torch.is_grad_enabled().",
-        after=("structure", "repeatable"),
-    ),
-    Property(
-        "inputs",
-        _inputs,
-        "an in-place operation on what was handed in (`y.mul_(2)`, `y[..., 0] = 0`). Write "
-        "`y * 2`, or work on a clone.",
-        after=("structure", "no_grad"),
+        after=("structure", "inputs", "repeatable"),
     ),
     Property(
         "fresh",
@@ -230,21 +261,22 @@ PROPERTIES = (
         "batch norm in training mode, or a mean, sum or sort over dimension 0. Use group or layer "
         "norm; if dimension 0 is no batch, say batched=False.",
         batched=True,
-        after=("structure", "inputs", "repeatable"),
+        after=("structure", "inputs", "repeatable", "no_grad"),
     ),
     Property(
         "time",
         _time,
         "`t` is used as a Python number (`float(t)`, `t.item()`, `if t > 1`), or is reshaped as if "
         "it were 0-dim. Use torch.where, and ctflow.state.expand_time for leaves of other ranks.",
-        after=("structure", "inputs", "repeatable"),
+        after=("structure", "inputs", "repeatable", "no_grad"),
         batched=True,
     ),
     Property(
         "transforms",
         _transforms,
-        "`requires_grad_` or autograd.grad inside `f`, NumPy, `.item()`, or a change in place. Use "
-        "torch.func.grad or torch.func.jvp for inner derivatives.",
+        "`requires_grad_` or autograd.grad inside `f` (use torch.func.grad or torch.func.jvp), an "
+        "autograd.Function without setup_context, torch.utils.checkpoint, NumPy, or a change in "
+        "place.",
         after=("structure", "inputs", "repeatable", "stateless", "no_grad"),
     ),
     Property(

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctflow.state import leaves_of, map_leaves
+from ctflow.backends.places import tensors_in
+from ctflow.state import Layout, leaves_of, map_leaves
 from ctflow.testing.examples import Box, Case
 
 __all__ = ["Subject", "difference", "flat", "fresh", "named_tensors", "rows", "size_of"]
@@ -35,14 +36,24 @@ class Subject:
     cases: tuple[Case, ...]
     seed: int
 
-    def __call__(self, t: Tensor, y: Any) -> Any:  # noqa: ANN401
-        """Evaluate the field."""
+    def returned(self, t: Tensor, y: Any) -> Any:  # noqa: ANN401
+        """What the field returns, as it is, for the very tensors that are handed in."""
         return self.f(t, y) if self.args is None else self.f(t, y, self.args)
+
+    def __call__(self, t: Tensor, y: Any) -> Any:  # noqa: ANN401
+        """Evaluate the field at copies; the derivative has the state's structure and order.
+
+        Raises:
+            InvalidProblem: If it cannot be brought into that.
+        """
+        layout = Layout.of(y, per_sample=False)
+        dy = self.returned(t.clone(), map_leaves(torch.clone, y))
+        return layout.unpack(layout.pack_derivative(dy))
 
     def value(self, case: Case) -> Tensor:
         """The field at an example as one detached vector, evaluated as in a forward pass."""
         with torch.enable_grad():
-            return flat(self(case.t.clone(), fresh(case.y))).detach()
+            return flat(self(case.t, fresh(case.y))).detach()
 
     @property
     def module(self) -> nn.Module | None:
@@ -96,7 +107,14 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 def named_tensors(f: object) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers of a module by their names; nothing for a plain function."""
+    """Every tensor in reach of a field, by a name: a module's own, then what it keeps elsewhere."""
+    known: set[int] = set()
     if isinstance(f, nn.Module):
-        yield from f.named_parameters()
-        yield from f.named_buffers()
+        for name, x in (*f.named_parameters(), *f.named_buffers()):
+            known.add(id(x))
+            yield name, x
+    for x, place in tensors_in(f):
+        if id(x) not in known and x.layout == torch.strided:
+            known.add(id(x))
+            name = place.key if isinstance(place.key, str) else "a tensor"
+            yield f"{name} of shape {list(x.shape)}", x

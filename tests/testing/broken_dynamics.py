@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +139,23 @@ def in_place(t: Tensor, y: Tensor) -> Tensor:
     return y.neg() if y.requires_grad else y.mul_(-1)
 
 
+def negated_in_place(t: Tensor, y: Tensor) -> Tensor:
+    """Changes its input always."""
+    return y.mul_(-1)
+
+
+def replaced(t: Tensor, y: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Puts its result where the state is kept."""
+    y["x"] = -y["x"]
+    return y
+
+
+def captured_batch_norm() -> Callable[..., Tensor]:
+    """A lambda, which has no buffers of its own."""
+    norm = nn.BatchNorm1d(2).to(FLOAT)
+    return lambda t, y: norm(y)
+
+
 def detached(t: Tensor, y: Tensor) -> Tensor:
     """The derivative of its second factor is missing."""
     return -y * torch.cos(y.detach())
@@ -159,12 +177,17 @@ BROKEN = {
         lambda: lambda t, y: {"x": y["v"]}, ("structure",), lambda: {"x": state(), "v": state()}
     ),
     "in place": Broken(lambda: in_place, ("inputs",)),
+    "always in place": Broken(lambda: negated_in_place, ("inputs",)),
+    "another leaf put into the state": Broken(
+        lambda: replaced, ("inputs",), lambda: {"x": state()}
+    ),
     "a kept buffer": Broken(Buffered, ("fresh",)),
     "dropout": Broken(lambda: OnState(network(nn.Dropout(0.5))), ("repeatable",)),
     "remembers": Broken(Remembering, ("repeatable",)),
     "batch norm": Broken(
         lambda: OnState(network(nn.BatchNorm1d(6).to(FLOAT))), ("stateless", "batch")
     ),
+    "batch norm in a closure": Broken(captured_batch_norm, ("stateless", "batch")),
     "draws in vain": Broken(lambda: lambda t, y: -y + 0 * torch.rand(()), ("stateless",)),
     "couples samples": Broken(lambda: lambda t, y: y.mean(0) - y, ("batch",)),
     "time as a number": Broken(lambda: lambda t, y: -y * float(t), ("time",)),
@@ -176,6 +199,9 @@ BROKEN = {
         lambda: lambda t, y: -torch.sqrt(y.abs()),
         ("finite",),
         lambda: torch.zeros(4, 2, dtype=FLOAT),
+    ),
+    "a pole at zero": Broken(
+        lambda: lambda t, y: 1 / y, ("finite",), lambda: torch.zeros(4, 2, dtype=FLOAT)
     ),
     "a wrong backward": Broken(lambda: lambda t, y: WrongSine.apply(y), ("derivative",)),
     "detached in part": Broken(lambda: detached, ("derivative",)),
@@ -189,6 +215,33 @@ BROKEN = {
 def pair(t: Tensor, y: Any) -> Any:  # noqa: ANN401
     """A pendulum as a dict."""
     return {"x": y["v"], "v": -torch.sin(y["x"])}
+
+
+class Point(NamedTuple):
+    """A state of two named leaves."""
+
+    x: Tensor
+    v: Tensor
+
+
+def sparse_product(matrix: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """A linear field whose matrix is sparse."""
+    return torch.sparse.mm(matrix, y.T).T - y
+
+
+def image_field() -> OnState:
+    """A block of an ODE-Net: at a state of zeros every ReLU is at its kink."""
+    torch.manual_seed(3)
+    norms = [nn.GroupNorm(2, 4, dtype=FLOAT) for _ in range(2)]
+    convolutions = [nn.Conv2d(4, 4, 3, padding=1, dtype=FLOAT) for _ in range(2)]
+    return OnState(
+        nn.Sequential(norms[0], nn.ReLU(), convolutions[0], norms[1], nn.ReLU(), convolutions[1])
+    )
+
+
+def zeros(*shape: int, dtype: torch.dtype = FLOAT) -> Callable[[], Tensor]:
+    """Makes a state of zeros."""
+    return lambda: torch.zeros(shape, dtype=dtype)
 
 
 RIGHT: dict[str, Broken] = {
@@ -207,4 +260,26 @@ RIGHT: dict[str, Broken] = {
     "float32": Broken(lambda: OnState(network().float()), (), lambda: state().float()),
     "depends on time": Broken(lambda: lambda t, y: torch.cos(t) * y, ()),
     "constant": Broken(lambda: lambda t, y: torch.ones_like(y), ()),
+    "its own input": Broken(lambda: lambda t, y: y, ()),
+    "kinks at zero": Broken(lambda: lambda t, y: torch.relu(y) - y.abs(), (), zeros(4, 2)),
+    "ties of a maximum": Broken(lambda: lambda t, y: y.amax(-1, keepdim=True) - y, (), zeros(4, 2)),
+    "convolutions at zero": Broken(image_field, (), zeros(2, 4, 5, 5)),
+    "a state of no dimension": Broken(
+        lambda: lambda t, y: torch.cos(t) * y, (), lambda: torch.tensor(1.0, dtype=FLOAT)
+    ),
+    "named leaves": Broken(
+        lambda: lambda t, y: Point(y.v, -y.x), (), lambda: Point(state(), state())
+    ),
+    "keys in another order": Broken(
+        lambda: lambda t, y: {"v": -y["x"], "x": y["v"]}, (), lambda: {"x": state(), "v": state()}
+    ),
+    "time alone": Broken(lambda: lambda t, y: torch.sin(3 * t).expand_as(y), ()),
+    "a jump in time": Broken(lambda: lambda t, y: torch.where(t < 0.5, 1.0, -2.0) * y, ()),
+    "zeros": Broken(lambda: lambda t, y: y @ torch.zeros(2, 2, dtype=FLOAT), ()),
+    "a sparse matrix": Broken(
+        lambda: functools.partial(sparse_product, torch.eye(2, dtype=FLOAT).to_sparse()), ()
+    ),
+    "bfloat16": Broken(
+        lambda: OnState(network().bfloat16()), (), zeros(4, 2, dtype=torch.bfloat16)
+    ),
 }

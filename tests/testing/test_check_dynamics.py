@@ -91,6 +91,37 @@ def test_args_reach_the_field() -> None:
         check_dynamics(lambda t, y, k: -k.detach() * y, state(), args=rate, compiled=False)
 
 
+def test_args_may_have_a_row_for_each_sample() -> None:
+    """As the noise of a trace estimator has: a sample alone then has its own row."""
+    noise = torch.linspace(-1, 1, 8, dtype=FLOAT).reshape(4, 2)
+    check_dynamics(lambda t, y, e: torch.tanh(y) * e, state(), args=noise, compiled=False)
+    report = inspect_dynamics(lambda t, y, e: y.sum(0) * e, state(), args=noise + 2, compiled=False)
+    assert report.failed == ("batch",)
+
+
+def test_args_that_are_changed_are_seen_and_given_back() -> None:
+    """By the same property as the state."""
+    scale = torch.ones(2, dtype=FLOAT)
+
+    def f(t: Tensor, y: Tensor, args: dict[str, Tensor]) -> Tensor:
+        if not torch.is_grad_enabled():
+            args["scale"].mul_(2)
+        return -y * args["scale"]
+
+    report = inspect_dynamics(f, state(), args={"scale": scale}, compiled=False)
+    assert report.failed == ("inputs",), str(report)
+    assert report.failures[0].what == "it changed `args` in place"
+
+
+def test_small_units_are_no_fault() -> None:
+    """The step of a difference is as small as the box."""
+    micro = 1e-6
+    y = micro * state()
+    check_dynamics(
+        lambda t, y: micro * torch.sin(y / micro), y, box=(-micro, micro), compiled=False
+    )
+
+
 def test_a_batch_that_is_none_can_be_declared() -> None:
     """Coupled particles are one system."""
     check_dynamics(lambda t, y: y.mean(0) - y, state(), batched=False, compiled=False)

@@ -103,3 +103,27 @@ def test_a_network_breaks_conservation() -> None:
         lambda t, y: net(y), state(), laws=[Conserves(energy)], compiled=False
     )
     assert report.failed == ("conserves",)
+
+
+def test_leaves_may_come_back_in_another_order() -> None:
+    """A dict's keys belong together, however they are ordered."""
+
+    def f(t: Tensor, y: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"v": -torch.sin(y["x"]), "x": y["v"]}
+
+    def total(y: dict[str, Tensor]) -> Tensor:
+        return (0.5 * y["v"] ** 2 - torch.cos(y["x"])).sum(-1)
+
+    states = {"x": state(), "v": state() + 0.3}
+    assert inspect_dynamics(f, states, laws=[Conserves(total)], compiled=False).ok
+
+
+def test_what_a_quantity_does_not_depend_on_counts_nothing() -> None:
+    """A leaf that it leaves out may do as it likes."""
+
+    def f(t: Tensor, y: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"x": pendulum(t, y["x"]), "clock": torch.ones_like(y["clock"])}
+
+    states = {"x": state(), "clock": state()[:, :1]}
+    law = Conserves(lambda y: energy(y["x"]))
+    assert inspect_dynamics(f, states, laws=[law], compiled=False).ok
