@@ -1,6 +1,7 @@
 """ctflow: neural differential equations in PyTorch, with solvers that swap by one argument."""
 
 from ctflow.api import odeint, solve
+from ctflow.api_sde import sdeint, solve_sde
 from ctflow.backends.protocol import Solver, Tolerances
 from ctflow.errors import (
     BackendUnavailable,
@@ -10,6 +11,7 @@ from ctflow.errors import (
     Unsupported,
 )
 from ctflow.problem import ODEProblem
+from ctflow.sde import SDEProblem
 from ctflow.solution import Solution, Stats, Status
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "CtflowError",
     "InvalidProblem",
     "ODEProblem",
+    "SDEProblem",
     "Solution",
     "SolveFailed",
     "Solver",
@@ -25,7 +28,9 @@ __all__ = [
     "Tolerances",
     "Unsupported",
     "odeint",
+    "sdeint",
     "solve",
+    "solve_sde",
 ]
 
 __version__ = "0.1.0.dev0"
