@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ctflow.backends.captures import Autocast
+from ctflow.backends.compiled.adjoint import Adjoint
 from ctflow.backends.compiled.checkpointed import Checkpointed
 from ctflow.backends.compiled.forward import Found, forward
 from ctflow.backends.compiled.job import Job
@@ -29,7 +30,7 @@ from ctflow.state import Layout, leaves_of
 __all__ = ["CompiledBackend"]
 
 
-_FEATURES = frozenset(Feature) - {Feature.ADJOINT, Feature.SECOND_ORDER, Feature.LOCAL_ERROR}
+_FEATURES = frozenset(Feature) - {Feature.SECOND_ORDER, Feature.LOCAL_ERROR}
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,7 @@ class CompiledBackend:
 
     def refuse(self, problem: ODEProblem, solver: Solver) -> list[str]:
         """Reasons why it cannot do what is asked."""
-        reasons = NativeBackend(self.tableau, self.control).refuse(problem, solver)
-        if solver.gradient == "adjoint":
-            reasons.append("gradient='adjoint' is not offered: 'checkpointed' and 'direct' are")
-        return reasons
+        return NativeBackend(self.tableau, self.control).refuse(problem, solver)
 
     def solve(self, problem: ODEProblem, solver: Solver) -> Solution:
         """Solve with complete settings; see `ctflow.backends.Backend.solve`."""
@@ -98,6 +96,8 @@ class CompiledBackend:
             Autocast.now(layout.device.type),
         )  # fmt: skip
         stats: list[Stats] = []
+        by_adjoint = solver.gradient == "adjoint"
+        report = GradientReport(None if by_adjoint else "this gradient is that of the steps taken")
         if job.wanted is None:
             found, out = _without_gradient(job, y0)
         else:
@@ -110,7 +110,10 @@ class CompiledBackend:
                 start = shift(field, times[:, 0], y0, -1.0, f0, gradient)
             tensors = (reads.tensors[i] for i in job.wanted)
             kept: list[Found] = []
-            out = Checkpointed.apply(job, kept, stats, start, *tensors)  # pyright: ignore
+            if gradient == "adjoint":
+                out = Adjoint.apply(job, kept, stats, report, start, *tensors)  # pyright: ignore
+            else:
+                out = Checkpointed.apply(job, kept, stats, start, *tensors)  # pyright: ignore
             found = kept[0]
             out = attach(field, times, y0, out, found.outcome, gradient) if moving else out
         result = Stats(
@@ -120,7 +123,6 @@ class CompiledBackend:
             found.outcome.trace,
         )
         stats.append(result)
-        report = GradientReport("this gradient is that of the steps taken")
         return Solution(
             problem.t,
             layout.unpack(out),

@@ -100,11 +100,3 @@ def test_random_numbers_are_refused() -> None:
     f = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
     with pytest.raises(Unsupported, match="random"):
         odeint(lambda t, y: f(y), torch.ones(3, 2), [0.0, 1.0], solver=COMPILED)
-
-
-@pytest.mark.parametrize("gradient", ["direct", "adjoint"])
-def test_other_gradients_are_refused(gradient: str) -> None:
-    """By name, before any work."""
-    solver = Solver(backend=CompiledBackend(), gradient=gradient)  # pyright: ignore
-    with pytest.raises(Unsupported, match="checkpointed"):
-        odeint(lambda t, y: y, torch.ones(2), [0.0, 1.0], solver=solver)
