@@ -1,0 +1,156 @@
+"""A latent SDE: the path's KL divergence, the bound, and forecasts that follow the prior."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+from ctflow import InvalidProblem, Solver
+from ctflow.latent import ContextEncoder, Gaussian, LatentSDE, Observations, PoissonProcess
+
+THETA, SIGMA, NOISE = 1.0, math.sqrt(2.0), 0.5  # stationary variance 1: N(0, 1) at every time
+STEP = Solver("torchsde", "euler", step=0.02)
+
+
+def pull(t: Tensor, z: Tensor) -> Tensor:
+    """Prior drift of an Ornstein-Uhlenbeck process."""
+    return -THETA * z
+
+
+def noise(t: Tensor, z: Tensor) -> Tensor:
+    """Its diffusion."""
+    return torch.full_like(z, SIGMA)
+
+
+class Shifted(nn.Module):
+    """The prior drift plus a constant times the diffusion."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(shift))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return -THETA * inputs[:, :1] + self.shift * SIGMA
+
+
+def process(drift: nn.Module, solver: Solver = STEP) -> LatentSDE:
+    """An Ornstein-Uhlenbeck process seen with noise, whose prior is the truth."""
+    torch.manual_seed(0)
+    encoder = ContextEncoder(1, 1, hidden=16, context=4)
+    return LatentSDE(
+        encoder, drift, pull, noise, nn.Identity(), Gaussian(NOISE), latent=1, solver=solver
+    )
+
+
+X = torch.tensor([[0.9, 0.4, -0.3, -0.2], [0.1, 0.5, 0.6, 1.2]]).unsqueeze(-1)
+T = torch.tensor([0.1, 0.4, 0.7, 1.0])
+
+
+def evidence() -> Tensor:
+    """log p(x) of both series: a Gaussian process with covariance exp(-theta |s - t|)."""
+    covariance = torch.exp(-THETA * (T[:, None] - T).abs()) + NOISE**2 * torch.eye(4)
+    return MultivariateNormal(torch.zeros(4), covariance).log_prob(X[..., 0])
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.7])
+def test_the_divergence_of_a_shifted_drift_is_known(shift: float) -> None:
+    """Half the squared shift for each unit of time, up to the last observation and no further."""
+    model = process(Shifted(shift))
+    _, context = model.encoder(Observations(X, T), 0.0)
+    at = torch.tensor([0.5, 1.0, 2.0])
+    kl = model.path(torch.zeros(2, 1), context, at, seed=0).kl
+    torch.testing.assert_close(kl, torch.full((2,), 0.5 * shift**2), rtol=1e-3, atol=1e-6)
+
+
+def test_context_is_that_of_the_observations_ahead() -> None:
+    """What lies behind a time has no influence; after the last one it is zero."""
+    encoder = ContextEncoder(1, 1)
+    changed = X.clone()
+    changed[:, 0] += 1.0
+    _, context = encoder(Observations(X, T), 0.0)
+    _, other = encoder(Observations(changed, T), 0.0)
+    now = torch.tensor(0.2)
+    assert torch.equal(context.at(now), other.at(now))
+    assert not torch.equal(context.at(torch.tensor(0.05)), other.at(torch.tensor(0.05)))
+    assert not bool(context.at(torch.tensor(1.0)).any())
+
+
+def test_padding_and_times_of_their_own_change_no_context() -> None:
+    """A series alone, and beside a longer one."""
+    encoder = ContextEncoder(1, 1)
+    mask = torch.tensor([[True, True, False, False], [True] * 4])
+    q, context = encoder(Observations(X, T.repeat(2, 1), mask), 0.0)
+    alone_q, alone = encoder(Observations(X[:1, :2], T[:2]), 0.0)
+    now = torch.tensor(0.2)
+    torch.testing.assert_close(q.mean[:1], alone_q.mean)
+    torch.testing.assert_close(context.at(now)[:1], alone.at(now))
+    assert not bool(context.at(torch.tensor(0.5))[0].any())
+
+
+def test_training_brings_the_bound_to_the_evidence_and_not_above() -> None:
+    """Prior and noise are the truth's: only the posterior is learned, from two series.
+
+    The bound is that of the discretised process, whose evidence is within 0.05 nats of the exact.
+    """
+    torch.manual_seed(0)
+    drift = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 1))
+    model = process(drift, Solver("torchsde", "euler", step=0.05))
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.03)
+    x = X.repeat(16, 1, 1)
+    for step in range(160):
+        for group in optimiser.param_groups:
+            group["lr"] = 0.03 * (1 - step / 160)
+        optimiser.zero_grad()
+        (-model.elbo(x, T).value().mean()).backward()
+        optimiser.step()
+    with torch.no_grad():
+        bound = model.elbo(X.repeat(500, 1, 1), T, seed=1).value().reshape(500, 2)
+    gap = evidence() - bound.mean(dim=0)
+    error = 3 * bound.std(dim=0) / math.sqrt(500)
+    assert bool((gap > -0.05 - error).all())
+    assert bool((gap < 0.5 + error).all())
+
+
+def test_a_forecast_spreads_as_the_prior_does() -> None:
+    """Long after the last observation it has the stationary variance, whatever was seen."""
+    model = process(Shifted(0.3))
+    with torch.no_grad():
+        paths = model.predict(X, T, at=torch.tensor([5.0]), n_samples=2000, seed=0)
+    assert paths.shape == (2000, 2, 1, 1)
+    torch.testing.assert_close(paths.var(dim=0), torch.ones(2, 1, 1), rtol=0.12, atol=0.0)
+    torch.testing.assert_close(paths.mean(dim=0), torch.zeros(2, 1, 1), rtol=0.0, atol=0.12)
+
+
+def test_samples_of_the_prior_are_stationary() -> None:
+    """Variance one plus the noise's, at every time."""
+    series = process(Shifted(0.0)).sample(4000, torch.tensor([0.0, 0.5, 1.0]), seed=0)
+    wanted = torch.full((3, 1), 1 + NOISE**2)
+    torch.testing.assert_close(series.var(dim=0), wanted, rtol=0.1, atol=0.0)
+
+
+def test_every_parameter_gets_a_gradient_and_seeds_repeat() -> None:
+    """Encoder, context and drift, also by the stochastic adjoint."""
+    for gradient in ("direct", "adjoint"):
+        drift = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+        solver = Solver("torchsde", "milstein", step=0.05, gradient=gradient)  # pyright: ignore[reportArgumentType]
+        model = process(drift, solver)
+        values = []
+        for _ in range(2):
+            torch.manual_seed(1)
+            values.append(model.elbo(X, T, seed=2).value())
+        assert torch.equal(values[0], values[1])
+        values[0].sum().backward()
+        assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+
+
+def test_a_likelihood_that_integrates_is_refused() -> None:
+    """There is no running cost along a stochastic path."""
+    with pytest.raises(InvalidProblem, match="must not integrate a rate"):
+        LatentSDE(
+            ContextEncoder(1, 1), Shifted(0.0), pull, noise, nn.Identity(),
+            PoissonProcess((0.0, 1.0)), latent=1,
+        )  # fmt: skip
