@@ -14,7 +14,7 @@ from ctflow.errors import CtflowError
 from ctflow.problem import ODEProblem
 from ctflow.solution import Solution, raise_if_failed
 
-__all__ = ["FLOAT", "RTOL", "Bench", "Known", "gap"]
+__all__ = ["FLOAT", "RTOL", "Bench", "Known", "Turning", "gap"]
 
 FLOAT = torch.float64
 RTOL = 1e-8
@@ -36,12 +36,14 @@ class Bench:
         method: Its method; None: the default.
         examples: Random problems that are tried at the end.
         seed: Of these.
+        kinds: Of how many kinds these are; None: each of its own.
     """
 
     backend: Backend
     method: str | None
     examples: int
     seed: int
+    kinds: int | None = None
 
     @property
     def plain(self) -> Solver:
@@ -91,11 +93,38 @@ class _Rate(nn.Module):
 
     def __init__(self, a: Tensor, c: Tensor) -> None:
         super().__init__()
-        self.a = nn.Parameter(a)
+        self.a = nn.Parameter(a, requires_grad=a.requires_grad)
         self.c = c
 
     def forward(self, t: Tensor, y: Tensor, k: Tensor) -> Tensor:
+        """Evaluate it."""
         return self.a * k * self.c * torch.cos(t) * y
+
+
+class Turning(nn.Module):
+    """dy/dt = cos(k t) y, which comes back to where it was; k is a tensor, not a number.
+
+    A backend that compiles then has one program for every k.
+
+    Args:
+        k: Turns of the rate in 2 pi.
+        end: Where it stops being defined; NaN beyond, on both sides of [0, end].
+
+    Attributes:
+        n_calls: How often its Python has run.
+    """
+
+    def __init__(self, k: float, end: float = float("inf")) -> None:
+        super().__init__()
+        self.k = torch.tensor(k, dtype=FLOAT)
+        self.end = torch.tensor(end, dtype=FLOAT)
+        self.n_calls = 0
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Evaluate it."""
+        self.n_calls += 1
+        outside = ((t < 0.0) | (t > self.end)) & torch.isfinite(self.end)
+        return torch.where(outside, torch.nan, torch.cos(self.k * t)) * y
 
 
 class Known:
@@ -135,11 +164,7 @@ class Known:
     def plain(self) -> ODEProblem:
         """The same with nothing that wants a gradient."""
         inputs = {name: x.detach() for name, x in self.inputs.items()}
-        a, w = inputs["a"], inputs["w"]
-
-        def f(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
-            return a * k * w**2 * torch.cos(t) * y
-
+        f = _Rate(inputs["a"], inputs["w"] ** 2)
         return replace(self.problem, f=f, y0=inputs["y0"], t=inputs["t"], args=inputs["k"])
 
 

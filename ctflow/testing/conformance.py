@@ -42,6 +42,11 @@ _FORWARD = (
         "a wrong coefficient, a step that is not cut at t1, or tolerances that are not passed on.",
     ),
     _Demand(
+        "precision",
+        forward.precision,
+        "states or times pass through float32, or tolerances have a floor.",
+    ),
+    _Demand(
         "between_steps",
         forward.between_steps,
         "an interpolant of lower order than the steps; end a step at every output instead.",
@@ -96,7 +101,12 @@ _GRADIENTS = (
 
 
 def run_backend_conformance(
-    backend: str | Backend, *, method: str | None = None, examples: int = 20, seed: int = 0
+    backend: str | Backend,
+    *,
+    method: str | None = None,
+    examples: int = 20,
+    kinds: int | None = None,
+    seed: int = 0,
 ) -> Report:
     """Raise unless a backend is right: values, failures, statistics, and every gradient.
 
@@ -110,6 +120,9 @@ def run_backend_conformance(
         backend: Its name, or an object.
         method: Its method, where it has no dopri5.
         examples: Random problems at the end, compared with our own solver at 1e-11.
+        kinds: Draw these from so many kinds of fields, structures and routes, with values, batch
+            sizes, times and directions of their own; None: from all. For a backend that compiles
+            a program for each kind.
         seed: Of these.
 
     Returns:
@@ -121,19 +134,27 @@ def run_backend_conformance(
 
     Cost:
         A few hundred solves; and for each example one at 1e-11 and one at 1e-7, with gradients.
+        The demands before the examples share their fields: a backend that compiles makes some
+        twenty programs for each coupling, and two for each kind.
 
     Example:
         >>> run_backend_conformance("native", examples=2).ok
         True
     """
-    return inspect_backend(backend, method=method, examples=examples, seed=seed).raise_if_failed()
+    report = inspect_backend(backend, method=method, examples=examples, kinds=kinds, seed=seed)
+    return report.raise_if_failed()
 
 
 def inspect_backend(
-    backend: str | Backend, *, method: str | None = None, examples: int = 20, seed: int = 0
+    backend: str | Backend,
+    *,
+    method: str | None = None,
+    examples: int = 20,
+    kinds: int | None = None,
+    seed: int = 0,
 ) -> Report:
     """The report of `run_backend_conformance`, whatever it says."""
-    bench = Bench(registry.get(backend), method, examples, seed)
+    bench = Bench(registry.get(backend), method, examples, seed, kinds)
     findings = [_look(bench, demand, tuple(bench.forward_routes())) for demand in _FORWARD]
     routes = tuple(bench.gradient_routes())
     if any(finding.outcome == "failed" for finding in findings):

@@ -194,9 +194,10 @@ def random_problems(bench: Bench, routes: Sequence[Solver]) -> Iterator[tuple[st
     """
     tight, loose_rtol = Solver(gradient="direct", rtol=1e-11, atol=1e-11), 1e-7
     for i in range(bench.examples):
-        solver = routes[i % len(routes)]
+        kind = None if bench.kinds is None else i % bench.kinds
+        solver = routes[(i if kind is None else kind) % len(routes)]
         own = None if solver.coupling == "shared" else True
-        recipe = random_recipe(bench.seed + i, batched=own)
+        recipe = random_recipe(bench.seed + i, batched=own, kind=kind)
         asked = Asked.of(recipe.build(), None, recipe.seed)
         if not bench.has(Feature.TIME_GRADIENTS):
             asked.problem.t.requires_grad_(False)

@@ -110,29 +110,38 @@ class Recipe:
         return STRUCTURES[self.structure](new)
 
 
-def random_recipe(seed: int, batched: bool | None = None, longest: float = 3.0) -> Recipe:
+def random_recipe(
+    seed: int, batched: bool | None = None, longest: float = 3.0, kind: int | None = None
+) -> Recipe:
     """A recipe drawn without hypothesis.
 
     Args:
         seed: Of the draw.
         batched: True or False; None: either.
         longest: Longest interval.
+        kind: Of what a program is made for: form, structure, whether there are a batch, an
+            argument and inner outputs. None: drawn like the rest.
     """
     draw = random.Random(seed)
-    has_batch = draw.random() < 0.5 if batched is None else batched
+    of_kind = draw if kind is None else random.Random(kind)
+    form, structure = of_kind.choice(sorted(FIELDS)), of_kind.choice(sorted(STRUCTURES))
+    has_batch = of_kind.random() < 0.5 if batched is None else batched
+    forced, inner = of_kind.random() < 0.5, of_kind.random() < 0.75
+    fewest = 1 if kind is None else 2  # a batch of one is a kind of its own
     return Recipe(
-        form=draw.choice(sorted(FIELDS)),
-        structure=draw.choice(sorted(STRUCTURES)),
-        batch=draw.randint(1, 3) if has_batch else None,
-        times=_times(draw, longest),
-        forced=draw.random() < 0.5,
+        form=form,
+        structure=structure,
+        batch=draw.randint(fewest, 3) if has_batch else None,
+        times=_times(draw, longest, inner),
+        forced=forced,
         seed=draw.randrange(10_000),
     )
 
 
-def _times(draw: random.Random, longest: float) -> tuple[float, ...]:
+def _times(draw: random.Random, longest: float, inner: bool) -> tuple[float, ...]:
     start = round(draw.uniform(-1, 1), 3)
     length = draw.uniform(0.1, longest) * draw.choice((1, -1))
-    parts: Sequence[int] = [draw.randint(1, 10) for _ in range(draw.randint(1, 4))]
+    n = draw.randint(2, 4) if inner else 1
+    parts: Sequence[int] = [draw.randint(1, 10) for _ in range(n)]
     ends = [sum(parts[: i + 1]) / sum(parts) for i in range(len(parts))]
     return (start, *(start + length * end for end in ends))

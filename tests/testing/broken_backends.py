@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctflow import ODEProblem, Solution, Solver, Status, Tolerances
+from ctflow import ODEProblem, Solution, Solver, Status, Tolerances, Unsupported
 from ctflow.backends import Feature
 from ctflow.backends.captures import Captures, sequence_number
 from ctflow.backends.field import Field
 from ctflow.backends.native.backend import NativeBackend
 from ctflow.backends.native.tableau import METHODS
 from ctflow.errors import GradientWarning
-from ctflow.state import Layout
+from ctflow.state import Layout, leaves_of, map_leaves
+from ctflow.testing.bench import Turning
 
-__all__ = ["BROKEN", "Wrapped"]
+__all__ = ["BROKEN", "Wrapped", "program"]
 
 Solve = Callable[[ODEProblem, Solver], Solution]
 DIRECT = frozenset({Feature.ADAPTIVE, Feature.DIRECT, Feature.TIME_GRADIENTS, Feature.SECOND_ORDER})
@@ -250,6 +251,50 @@ def beyond_the_end(solve: Solve, problem: ODEProblem, solver: Solver) -> Solutio
     return solve(problem, solver)
 
 
+def in_float32(solve: Solve, problem: ODEProblem, solver: Solver) -> Solution:
+    """The state is kept in a narrower dtype on its way, with the tolerance that this can meet."""
+
+    def f(t: Tensor, y: Any, *args: Any) -> Any:  # noqa: ANN401
+        wide = problem.f(t.double(), map_leaves(torch.Tensor.double, y), *args)
+        return map_leaves(torch.Tensor.float, wide)
+
+    y0 = map_leaves(torch.Tensor.float, problem.y0)
+    tolerance = max(float(solver.rtol or 0), 1e-6)
+    own = replace(solver, rtol=tolerance, atol=tolerance)
+    found = solve(replace(problem, y0=y0, f=f), own)
+    dtype = leaves_of(problem.y0)[0].dtype
+    y = map_leaves(lambda x: x.to(dtype), found.y)
+    if isinstance(y, Tensor):
+        y = torch.cat([problem.y0.detach().unsqueeze(0), y[1:]])
+    return replace(found, y=y)
+
+
+def program_beyond_the_end(solve: Solve, problem: ODEProblem, solver: Solver) -> Solution:
+    """It cannot follow Python that notes times, and its last step goes past the end."""
+    refuse_notes(problem.f)
+    t = problem.t.detach()
+    if not isinstance(problem.f, Turning):
+        return solve(problem, solver)
+    longer = torch.cat([problem.t, t[-1:] + 0.05 * (t[-1:] - t[:1])])
+    found = solve(replace(problem, t=longer), solver)
+    return replace(found, t=problem.t, y=found.y[:-1])
+
+
+def program(solve: Solve, problem: ODEProblem, solver: Solver) -> Solution:
+    """A sound one whose steps run no Python of `f`."""
+    refuse_notes(problem.f)
+    found = solve(problem, solver)
+    if isinstance(problem.f, Turning):
+        problem.f.n_calls = 0
+    return found
+
+
+def refuse_notes(f: Callable[..., Any]) -> None:
+    """As a tracer refuses Python that looks at values."""
+    if "tolist" in getattr(getattr(f, "__code__", None), "co_names", ()):
+        raise Unsupported("`f` depends on the values of tensors. Use backend='native'.")
+
+
 def wrong_weights() -> NativeBackend:
     """Two weights of dopri5 are off by 1e-3; the stages and the error estimate are right."""
     table = METHODS["dopri5"]
@@ -287,6 +332,11 @@ BROKEN: dict[str, tuple[Callable[[], Wrapped], str]] = {
     "truncated quadrature": (
         lambda: Wrapped("broken", truncated_quadrature, ADJOINT),
         "quadrature",
+    ),
+    "float32 inside": (lambda: Wrapped("broken", in_float32), "precision"),
+    "evaluation beyond t1 in a program": (
+        lambda: Wrapped("broken", program_beyond_the_end),
+        "inside",
     ),
     "evaluation beyond t1": (lambda: Wrapped("broken", beyond_the_end), "inside"),
     "wrong b in the tableau": (lambda: Wrapped("broken", native=wrong_weights()), "closed_form"),

@@ -7,14 +7,15 @@ import pytest
 from ctflow.backends import available
 from ctflow.backends.registry import names
 from ctflow.testing import CheckFailed, inspect_backend, run_backend_conformance
-from tests.testing.broken_backends import BROKEN, DIRECT, Wrapped
+from ctflow.testing.trials import random_recipe
+from tests.testing.broken_backends import BROKEN, DIRECT, Wrapped, program
 
 INSTALLED = [name for name in available() if name != "compiled"]  # it compiles for minutes
 ALSO = {
-    "wrong b in the tableau": {"between_steps", "methods", "structures"},
+    "wrong b in the tableau": {"precision", "between_steps", "methods", "structures"},
     "low-order interpolant": {"methods", "structures"},
     "NaN with status OK": {"max_steps"},
-    "mutated y0": {"closed_form", "between_steps", "structures", "methods"},
+    "mutated y0": {"closed_form", "precision", "between_steps", "structures", "methods"},
     "dropped context": {"late_branch", "second_order"},
     "unguarded late branch": {"second_order"},
     "detached second order": {"late_branch"},
@@ -36,7 +37,7 @@ def test_every_installed_backend_conforms(name: str) -> None:
 @pytest.mark.skipif("compiled" not in names(), reason="there is no compiled backend here")
 def test_the_compiled_backend_conforms() -> None:
     """With one program for each field, structure and gradient: minutes of compiling."""
-    run_backend_conformance("compiled", examples=6)
+    run_backend_conformance("compiled", examples=24, kinds=6)
 
 
 @pytest.mark.slow
@@ -49,6 +50,20 @@ def test_every_installed_backend_conforms_on_a_thousand_problems(name: str) -> N
 def test_the_wrapper_of_the_broken_ones_is_not_what_fails() -> None:
     """With no fault added it conforms."""
     assert run_backend_conformance(Wrapped("sound", features=DIRECT), examples=2).ok
+
+
+def test_a_backend_that_runs_no_python_of_f_conforms() -> None:
+    """What counts calls and notes times asks by values instead, in a few kinds of problems."""
+    assert run_backend_conformance(Wrapped("sound", program, DIRECT), examples=6, kinds=2).ok
+
+
+def test_examples_of_few_kinds_differ_in_numbers_only() -> None:
+    """Structure, field, argument and inner outputs are those of the kind."""
+    drawn = [random_recipe(seed, batched=True, kind=3) for seed in range(20)]
+    kinds = {(r.form, r.structure, r.forced, len(r.times) > 2) for r in drawn}
+    assert len(kinds) == 1
+    assert len({r.times for r in drawn}) == 20
+    assert {r.batch for r in drawn} == {2, 3}
 
 
 @pytest.mark.parametrize("fault", BROKEN)
