@@ -13,6 +13,8 @@ from ctflow.state import expand_time
 
 __all__ = ["GatedPlanar", "HyperPlanar", "Planar"]
 
+_SHARPNESS = 6.0  # a feature turns within about a third of the unit interval: measured to suit
+
 
 class _Units(NamedTuple):
     """Weights of M planar units, shared by all samples or, with a leading N, one set for each.
@@ -152,7 +154,8 @@ class HyperPlanar(nn.Module):
 
         dz/dt = sum_m sigma_m(t) u_m(t) tanh(w_m(t) . z + b_m(t))
 
-    The network maps t through two hidden layers to w, b, u and the gates of all units.
+    The network maps t through two hidden layers to w, b, u and the gates of all units. It begins
+    with features of times in [0, 1], which is the interval to use it on.
 
     Args:
         dim: Variables, D.
@@ -174,7 +177,7 @@ class HyperPlanar(nn.Module):
     """
 
     def __init__(self, dim: int, n_units: int, hidden: int = 32) -> None:
-        """Draw weights as `torch.nn.Linear` does, those of u smaller as there are more units."""
+        """Draw weights; the first layer's features turn at times spread over [0, 1]."""
         super().__init__()
         _check_sizes(dim=dim, n_units=n_units, hidden=hidden)
         self.dim, self.n_units = dim, n_units
@@ -186,6 +189,10 @@ class HyperPlanar(nn.Module):
             nn.Linear(hidden, n_units * (2 * dim + 2)),
         )
         self.start = nn.Parameter(torch.randn(n_units, 2 * dim + 1))
+        first = self.network[0]
+        nn.init.normal_(first.weight, std=_SHARPNESS)
+        with torch.no_grad():  # as torch draws them, all would be nearly linear on the interval
+            first.bias.copy_(-first.weight.squeeze(1) * torch.rand(hidden))
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         """Velocity at z [N, D] and t, 0-dim or [N, 1]."""

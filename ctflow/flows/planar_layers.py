@@ -15,6 +15,8 @@ from ctflow.errors import InvalidProblem
 
 __all__ = ["PlanarLayers", "PlanarTransform"]
 
+_ALL = slice(None)
+_NEUTRAL = math.log(math.e - 1)  # with it m(0) = 0, so that small weights are near the identity
 _DOUBLE = 54  # halvings of an interval that exhaust a float64's digits
 
 
@@ -70,23 +72,29 @@ class PlanarLayers(nn.Module):
         """The layers as a transform whose call is `push`; `.inv` turns it round."""
         return PlanarTransform(self)
 
-    def push(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Through all layers.
+    def push(self, z: Tensor, part: slice = _ALL) -> tuple[Tensor, Tensor]:
+        """Through the layers.
 
         Args:
             z: Points, [..., D].
+            part: Which layers; all of them if not given.
 
         Returns:
             Where they are mapped to [..., D], and the log-determinant [...].
         """
-        return self.partial(z, len(self.b))
+        factors = [torch.ones_like(z[..., 0])]
+        for layer in self._layers(part):
+            h = torch.tanh(z @ layer.w + layer.b)
+            factors.append(1 + (1 - h.square()) * layer.overlap)
+            z = z + h.unsqueeze(-1) * layer.u
+        return z, torch.stack(factors).log().sum(dim=0)
 
-    def pull(self, x: Tensor) -> Tensor:
-        """Back through all layers: the points [..., D] that `push` maps to x [..., D].
+    def pull(self, x: Tensor, part: slice = _ALL) -> Tensor:
+        """Back through the layers: the points [..., D] that `push` maps to x [..., D].
 
         Each layer is one monotone equation in w . z, solved by bisection; gradients pass.
         """
-        for layer in reversed(list(self._layers())):
+        for layer in reversed(list(self._layers(part))):
             wanted = x @ layer.w
             with torch.no_grad():
                 a = _bisect(wanted, layer)
@@ -96,22 +104,14 @@ class PlanarLayers(nn.Module):
             x = x - torch.tanh(a + layer.b).unsqueeze(-1) * layer.u
         return x
 
-    def partial(self, z: Tensor, n_layers: int) -> tuple[Tensor, Tensor]:
-        """As `push`, through the first so many layers alone."""
-        factors = [torch.ones_like(z[..., 0])]
-        for layer, _ in zip(self._layers(), range(n_layers), strict=False):
-            h = torch.tanh(z @ layer.w + layer.b)
-            factors.append(1 + (1 - h.square()) * layer.overlap)
-            z = z + h.unsqueeze(-1) * layer.u
-        return z, torch.stack(factors).log().sum(dim=0)
-
-    def _layers(self) -> Iterator[_Layer]:
-        """The layers with their constraint met."""
+    def _layers(self, part: slice) -> Iterator[_Layer]:
+        """Some of the layers, with their constraint met."""
         inner = (self.w * self.u).sum(dim=1)
-        overlap = softplus(inner) - 1  # m(w . u) > -1: Rezende and Mohamed, A.1
+        overlap = softplus(inner + _NEUTRAL) - 1  # m(w . u) > -1: Rezende and Mohamed, A.1
         along = self.w / self.w.square().sum(dim=1, keepdim=True)
         u = self.u + (overlap - inner).unsqueeze(1) * along
-        for w, u_k, b, o in zip(self.w, u, self.b, overlap, strict=True):
+        chosen = (self.w[part], u[part], self.b[part], overlap[part])
+        for w, u_k, b, o in zip(*chosen, strict=True):
             yield _Layer(w, u_k, b, o)
 
 
