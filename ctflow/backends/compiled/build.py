@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctflow.errors import BackendUnavailable, Unsupported
+from ctflow.errors import BackendUnavailable, CtflowError, Unsupported
 
 __all__ = ["Program", "built", "cache_directory", "counts"]
 
@@ -102,26 +102,33 @@ def built(module: nn.Module, inputs: Sequence[Tensor], dynamic: Any, name: str) 
             return program
         logger.info("compiling %s; the next process finds it in %s", name, path.parent)
         program = _compiled(exported, path)
-    except torch._inductor.exc.InvalidCxxCompiler as error:  # pyright: ignore
-        raise BackendUnavailable(
-            "backend 'compiled' needs a C++ compiler, got none that works. Install g++ or clang "
-            "(Debian: apt install g++), or use backend='native'."
-        ) from error
-    except torch._inductor.exc.CppCompileError as error:  # pyright: ignore
-        raise BackendUnavailable(
-            f"backend 'compiled' got an error from the C++ compiler: {_last_line(error)}. Check "
-            "that g++ works, or use backend='native'."
-        ) from error
     except (BackendUnavailable, Unsupported):
         raise
     except Exception as error:
-        raise Unsupported(
-            f"backend 'compiled' cannot compile this `f`: {type(error).__name__}: "
-            f"{_last_line(error)}. Use backend='native'."
-        ) from error
+        raise _refusal(getattr(error, "inner_exception", error)) from error
     counts.compiled += 1
     logger.info("compiled %s in %.1f s", name, time.perf_counter() - began)
     return program
+
+
+def _refusal(error: BaseException) -> CtflowError:
+    """What a failed compilation means for the user."""
+    if isinstance(error, torch._inductor.exc.InvalidCxxCompiler):  # pyright: ignore
+        return BackendUnavailable(
+            "backend 'compiled' needs a C++ compiler, got none that works. Install g++ or clang "
+            "(Debian: apt install g++), or use backend='native'."
+        )
+    if isinstance(error, torch._inductor.exc.CppCompileError):  # pyright: ignore
+        lines = [line for line in str(error).splitlines() if "error" in line]
+        return BackendUnavailable(
+            "backend 'compiled' got an error from the C++ compiler: "
+            f"{lines[-1].strip() if lines else _last_line(error)}. Check that g++ works, or use "
+            "backend='native'."
+        )
+    return Unsupported(
+        f"backend 'compiled' cannot compile this `f`: {type(error).__name__}: {_last_line(error)}. "
+        "Use backend='native'."
+    )
 
 
 def _compiled(exported: Any, path: Path) -> Program:  # noqa: ANN401

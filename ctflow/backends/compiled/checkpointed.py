@@ -98,9 +98,9 @@ def pull_back(job: Job, found: Found, g: Tensor, stats: list[Stats]) -> tuple[Te
 def _of(own: Tensor, run: Run) -> Run:
     """The records with healthy samples in the places of failed ones."""
     return run._replace(
-        steps=run.steps[:, :, own].contiguous(),
+        steps=run.steps[:, own].contiguous(),
         states=run.states[:, own].contiguous() if run.states.dim() > 1 else run.states,
-        windows=run.windows[:, :, own].contiguous() if run.windows.dim() > 1 else run.windows,
+        windows=run.windows[:, own].contiguous() if run.windows.dim() > 1 else run.windows,
         clock=run.clock[:, own].contiguous(),
         y=run.y[own],
     )
@@ -134,9 +134,9 @@ def _names(job: Job, kept: Sequence[Tensor]) -> list[tuple[str | None, ...]]:
     outputs = "outputs" if inside else None
     return [
         (None,), (None, None), (None, None), (None, None),
-        (None, outputs), (outputs, None, None), RECORD_NAMES,
+        (None, outputs), (outputs, None, None), (None, None, "records"),
         RECORD_NAMES if job.keeps_states else (None,),
-        (None, "records", None) if inside else (None,),
+        (None, None, "records") if inside else (None,),
         ("window",) if inside else (None,),
         *(("records", *(None for _ in x.shape[1:])) for x in kept),
     ]  # fmt: skip

@@ -30,10 +30,10 @@ class Run(NamedTuple):
 
     Attributes:
         n: Steps recorded.
-        steps: Start and end of each, [C, 2, B].
+        steps: Start and end of each, [2, B, C].
         states: State at the start of each, [C, B, N].
         kept: What the derivative of each evaluation needs, [C, ...] each.
-        windows: Which outputs lie in each step, from and to, [2, C, B].
+        windows: Which outputs lie in each step, from and to, [2, B, C].
         widest: Most outputs in one step.
         clock: Time, size of the next step and largest |y| at the end, [3, B].
         y: State at the end, [B, N].
@@ -94,7 +94,7 @@ def forward(job: Job, y: Tensor) -> Found:
     while True:
         room = _room(family, size, max_steps, job.keeps_nothing)
         head = Head(max_steps, room, steps, out is None, len(runs) + 1)
-        records = torch.empty((room, 2, batch), dtype=times.dtype, device=y.device)
+        records = torch.empty((2, batch, room), dtype=times.dtype, device=y.device)
         states = y.new_empty((room, batch, n_variables) if job.keeps_states else (0,))
         powers = y.new_empty((room, n_powers, batch, n_variables) if job.inside else (0,))
         kept = [torch.empty((room, *s), dtype=d, device=y.device) for s, d in shapes]
@@ -111,7 +111,7 @@ def forward(job: Job, y: Tensor) -> Found:
         family.longest = max(family.longest, told.n)
         out = found if out is None else torch.where(torch.isnan(out), found, out)
         runs.append(Run(told.n, records, states, kept, windows, told.widest, clock, y))
-        trace += records[: told.n, 1].unbind(0)
+        trace += records[1, :, : told.n].unbind(1)
         if not told.on_the_way:
             break
     status = ticks[0].cpu()
@@ -131,7 +131,7 @@ def _names(
         (None, None),
         (None, None),
         (None, None),
-        RECORD_NAMES,
+        (None, None, "records"),
         RECORD_NAMES if keeps_states else (None,),
         (*RECORD_NAMES, None) if inside else (None,),
         *(("records", *(None for _ in shape)) for shape, _ in kept),

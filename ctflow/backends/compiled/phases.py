@@ -207,7 +207,7 @@ class Forward:
                 first-same-as-last, and what its derivative needs.
             t1: End of the interval, [B].
             direction: +1 or -1, [B].
-            buffers: Records, written in place: start and end of the step [C, 2, B]; its state
+            buffers: Records, written in place: start and end of the step [2, B, C]; its state
                 [C, B, N]; its interpolant [C, D, B, N]; what each stage's derivative needs. Those
                 without elements are left alone.
             rest: The control's values and the tensors of f.
@@ -236,7 +236,7 @@ class Forward:
         left = stuck | (moved & (t_new == t1))
         slot = marks[1:]
         if times.numel():
-            times.index_copy_(0, slot, torch.stack((t, t_new)).unsqueeze(0))
+            times.index_copy_(2, slot, torch.stack((t, t_new)).unsqueeze(2))
         if states.numel():
             states.index_copy_(0, slot, y.unsqueeze(0))
         if powers.numel():
@@ -282,7 +282,7 @@ class Forward:
         """Summary, clock, ticks, counts [4, B], states at the output times [T, B, N], windows.
 
         States that the recorded steps do not hold are NaN; a fresh run's first is `y0`. Windows say
-        which outputs lie in which step, from and to, [2, C, B].
+        which outputs lie in which step, from and to, [2, B, C].
         """
         t1 = times[:, -1]
         ok = ticks[0] == Status.OK
@@ -316,18 +316,18 @@ class Forward:
             arrived = (clock[0] == t1).unsqueeze(1)
             none = n.new_empty(0)
             return torch.where(arrived, y, torch.nan).unsqueeze(0), none, torch.ones_like(n[0])
-        direction = torch.sign(t1 - times[:, 0])
-        ahead = wanted * direction
-        row = torch.arange(records.shape[0], device=y.device)
-        recorded = (row < n).unsqueeze(1)
-        ends = torch.where(recorded, records[:, 1] * direction, torch.inf)
-        begun = torch.where(n > 0, records[0, 0], clock[0]) * direction
+        direction = torch.sign(t1 - times[:, 0]).unsqueeze(1)
+        ahead = times[:, 1:] * direction
+        recorded = torch.arange(records.shape[2], device=y.device) < n
+        ends = torch.where(recorded, records[1] * direction, torch.inf)
+        now = (clock[0] * direction[:, 0]).unsqueeze(1)
+        begun = torch.where(n > 0, records[0, :, :1] * direction, now)
         k, windows = _places(begun, ends, ahead)
         windows = torch.where(recorded, windows, 0)
-        k = k.clamp(max=records.shape[0] - 1)
+        k = k.clamp(max=records.shape[2] - 1).T
         sample = torch.arange(y.shape[0], device=y.device).unsqueeze(0)
-        start, end = records[k, 0, sample], records[k, 1, sample]
-        there = (ahead > begun) & (ahead <= clock[0] * direction)
+        start, end = records[0, sample, k], records[1, sample, k]
+        there = ((ahead > begun) & (ahead <= now)).T
         s = torch.where(there, (wanted - start) / (end - start), 0.0).to(y.dtype).unsqueeze(-1)
         q = [powers[k, j, sample] for j in range(powers.shape[1])]
         found = at(states[k, sample], q, s)
@@ -337,23 +337,23 @@ class Forward:
 
 
 def _places(begun: Tensor, ends: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor]:
-    """For each output its step, [T, B]; for each step its outputs but the last one, [2, C, B].
+    """For each output its step, [B, T]; for each step its outputs but the last one, [2, B, C].
 
     Args:
-        begun: Where the first step starts, [B].
-        ends: Where each step ends, [C, B], not decreasing.
-        ahead: Output times, [T, B], increasing.
+        begun: Where the first step starts, [B, 1].
+        ends: Where each step ends, [B, C], not decreasing.
+        ahead: Output times, [B, T], increasing.
     """
-    edges = torch.cat((begun.unsqueeze(0), ends))
-    if ends.shape[1] == 1:
-        before = edges.unsqueeze(1) < ahead.unsqueeze(0)  # [C + 1, T, B]
-        k, passed = before[1:].sum(0), (~before).sum(1)
+    if ends.shape[0] == 1:
+        before = ends.unsqueeze(2) < ahead.unsqueeze(1)  # [B, C, T]
+        k, stop = before.sum(1), (~before).sum(2)
+        begin = (ahead <= begun).sum(1, keepdim=True)
     else:
-        flipped = ahead.T.contiguous()
-        k = torch.searchsorted(ends.T.contiguous(), flipped).T
-        passed = torch.searchsorted(flipped, edges.T.contiguous(), right=True).T
-    passed = passed.clamp(max=ahead.shape[0] - 1)
-    return k, torch.stack((passed[:-1], passed[1:]))
+        k = torch.searchsorted(ends, ahead)
+        stop = torch.searchsorted(ahead, ends, right=True)
+        begin = torch.searchsorted(ahead, begun, right=True)
+    begin = torch.cat((begin, stop[:, :-1]), dim=1)
+    return k, torch.stack((begin, stop)).clamp(max=ahead.shape[1] - 1)
 
 
 class Records(NamedTuple):
@@ -362,9 +362,9 @@ class Records(NamedTuple):
     Attributes:
         grid: Output times, [B, T].
         g: Gradient that reaches each output, [T, B, N].
-        steps: Start and end of each step, [C, 2, B].
+        steps: Start and end of each step, [2, B, C].
         states: State at the start of each step, [C, B, N]; empty where evaluations are kept.
-        windows: Which outputs lie in each step, from and to, [2, C, B].
+        windows: Which outputs lie in each step, from and to, [2, B, C].
         window: 0, 1, 2, ... as far as the widest of them.
     """
 
@@ -434,7 +434,7 @@ class Backward:
     ) -> tuple[Tensor, ...]:
         """Cotangent of a step's start from that of its end; adds the tensors' to `totals`."""
         tableau, here = self.tableau, left - 1
-        t0, t1 = _pick(records.steps, here).unbind(0)
+        t0, t1 = _pick(records.steps, here, 2).unbind(0)
         y0 = torch.zeros_like(a) if self.recalled else _pick(records.states, here)
         earlier = sums
         with torch.enable_grad():
@@ -468,8 +468,8 @@ class Backward:
     def _sums(self, at_step: Tensor, records: Records) -> Tensor:
         """Cotangents of one step's y0 and interpolant, [D + 1, B, N], from those of its outputs."""
         g, wanted = records.g[1:], records.grid.T[1:]
-        t0, t1 = _pick(records.steps, at_step).unbind(0)
-        begin, stop = torch.index_select(records.windows, 1, at_step)[:, 0].unbind(0)
+        t0, t1 = _pick(records.steps, at_step, 2).unbind(0)
+        begin, stop = _pick(records.windows, at_step, 2).unbind(0)
         index = begin.unsqueeze(0) + records.window.unsqueeze(1)
         theirs = (index < stop).unsqueeze(-1)
         index = index.clamp(max=g.shape[0] - 1)
@@ -481,14 +481,14 @@ class Backward:
 
     def _of_last_stage(self, at_step: Tensor, records: Records, sums: Tensor) -> Tensor:
         """Cotangent of the last stage of a step, [B, N], from those of its interpolant."""
-        t0, t1 = _pick(records.steps, at_step).unbind(0)
+        t0, t1 = _pick(records.steps, at_step, 2).unbind(0)
         h = (t1 - t0).to(sums.dtype).unsqueeze(-1)
         return combine(self.tableau.p[-1], sums[1:].unbind(0)) * h
 
 
-def _pick(x: Tensor, index: Tensor) -> Tensor:
-    """Entry `index` [1] along the first dimension; no host is asked for it."""
-    return torch.index_select(x, 0, index)[0]
+def _pick(x: Tensor, index: Tensor, dim: int = 0) -> Tensor:
+    """Entry `index` [1] along a dimension; no host is asked for it."""
+    return torch.index_select(x, dim, index).squeeze(dim)
 
 
 def _graph(graph: fx.GraphModule | None) -> fx.GraphModule:

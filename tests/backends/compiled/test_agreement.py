@@ -1,0 +1,240 @@
+"""Every kind of solve agrees with native: values, steps, counts and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ctflow import ODEProblem, Solver, Status, solve
+from ctflow.backends.compiled.backend import CompiledBackend
+from ctflow.backends.compiled.build import counts
+from ctflow.backends.native.backend import NativeBackend
+from ctflow.backends.native.control import OnGrid
+from ctflow.state import State, expand_time
+
+DTYPE = torch.float64
+
+
+class Net(nn.Module):
+    """A small network of time and state."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.first = nn.Linear(2, 8, dtype=DTYPE)
+        self.second = nn.Linear(8, 2, dtype=DTYPE)
+        with torch.no_grad():
+            for x in self.parameters():
+                x.copy_(0.6 * torch.randn(x.shape, generator=generator, dtype=DTYPE))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Evaluate it."""
+        return self.second(torch.tanh(self.first(y))) + torch.sin(3 * expand_time(t, y)) * y
+
+
+class Tree(nn.Module):
+    """A state of two leaves, a third argument, and a running cost beside it."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.net = Net(seed)
+
+    def forward(self, t: Tensor, y: dict[str, Tensor], args: tuple[Tensor, float]) -> State:
+        """Evaluate it."""
+        drift, scale = args
+        return {"x": self.net(t, y["x"]) + drift, "v": scale * (y["x"].sum(1) - y["v"])}
+
+    def cost(self, t: Tensor, y: dict[str, Tensor], args: tuple[Tensor, float]) -> Tensor:
+        """One number for each sample."""
+        return (y["x"] ** 2).sum(1) * args[1] + args[0].sum()
+
+
+class Case(NamedTuple):
+    """A problem's draw and the settings it is solved with."""
+
+    problem: Callable[[Any, Tensor, Tensor], ODEProblem]
+    module: Callable[[int], nn.Module]
+    solver: Solver
+    n_times: int
+
+
+def _plain(f: nn.Module, y0: Tensor, t: Tensor) -> ODEProblem:
+    return ODEProblem(f, y0, t)
+
+
+def _tree(f: nn.Module, y0: Tensor, t: Tensor) -> ODEProblem:
+    drift = torch.tensor([0.3, -0.2], dtype=DTYPE, requires_grad=y0.requires_grad)
+    state = {"x": y0, "v": y0[:, 0] * 0.5}
+    return ODEProblem(f, state, t, args=(drift, 0.7), running_cost=f.cost)
+
+
+_SOLVER = Solver(rtol=1e-6, atol=1e-8)
+_PER_SAMPLE = replace(_SOLVER, coupling="per_sample")
+CASES = {
+    "shared, outputs": Case(_plain, Net, _SOLVER, 7),
+    "shared, end alone": Case(_plain, Net, _SOLVER, 2),
+    "per sample, outputs": Case(_plain, Net, _PER_SAMPLE, 7),
+    "per sample, end alone": Case(_plain, Net, _PER_SAMPLE, 2),
+    "tree, args and cost": Case(_tree, Tree, _SOLVER, 5),
+    "tree, args and cost per sample": Case(_tree, Tree, _PER_SAMPLE, 5),
+    "fixed steps": Case(_plain, Net, Solver(method="rk4", step=0.1), 7),
+    "tsit5": Case(_plain, Net, replace(_SOLVER, method="tsit5"), 7),
+    "bosh3": Case(_plain, Net, replace(_SOLVER, method="bosh3", rtol=1e-4, atol=1e-6), 7),
+    "several runs of the program": Case(_plain, Net, replace(_SOLVER, rtol=1e-11, atol=1e-13), 7),
+}
+QUICK = {"shared, outputs": ("direct",), "per sample, outputs": ("checkpointed",)}
+
+
+def _compiled(solver: Solver) -> Solver:
+    return replace(solver, backend=CompiledBackend())
+
+
+def _leaves(y: State) -> list[Tensor]:
+    return list(torch.utils._pytree.tree_leaves(y))
+
+
+def _run(case: Case, f: nn.Module, y0: Tensor, t: Tensor, solver: Solver) -> list[list[Tensor]]:
+    """Values, counts, gradients of y0, of the times and of the parameters."""
+    y0, t = y0.clone().requires_grad_(), t.clone().requires_grad_()
+    problem = case.problem(f, y0, t)
+    solution = solve(problem, solver)
+    assert solution.ok
+    values = [*_leaves(solution.y), *([] if solution.cost is None else _leaves(solution.cost))]
+    loss = sum(((x - 0.3) ** 2).mean() for x in values)
+    wanted = [y0, t, *f.parameters()]
+    if problem.args is not None:
+        wanted.append(problem.args[0])
+    gradients = torch.autograd.grad(loss, wanted)  # pyright: ignore
+    own = solution.stats.forward
+    backward = solution.stats.backward
+    assert backward is not None
+    counted = [own.n_steps, own.n_accepted, own.n_rejected]
+    return [[x.detach() for x in values], list(gradients), counted, [own.n_f_evals]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CTFLOW_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def _grid(n: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    gaps = 0.1 + torch.rand(n - 1, generator=generator, dtype=DTYPE)
+    t = torch.cat([torch.zeros(1, dtype=DTYPE), gaps.cumsum(0)])
+    return 0.3 + 1.5 * t / t[-1]
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("gradient", ["checkpointed", "direct"])
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_native(name: str, gradient: str, request: pytest.FixtureRequest) -> None:
+    """Three draws of weights, states and times, one of them backwards, from the same programs."""
+    if gradient not in QUICK.get(name, ()) and not request.config.getoption("--slow"):
+        pytest.skip("slow; run with --slow")
+    case = CASES[name]
+    solver = replace(case.solver, gradient=gradient)  # pyright: ignore
+    before = None
+    for seed in range(3):
+        torch.manual_seed(seed)
+        f, y0, t = case.module(seed), torch.randn(4, 2, dtype=DTYPE), _grid(case.n_times, seed)
+        t = t.flip(0) if seed == 2 else t
+        found = _run(case, f, y0, t, _compiled(solver))
+        wanted = _run(case, f, y0, t, solver)
+        for ours, native in zip(found[:2], wanted[:2], strict=True):
+            for x, y in zip(ours, native, strict=True):
+                torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-9)
+        for x, y in zip(found[2], wanted[2], strict=True):
+            assert x.tolist() == y.tolist()
+        assert before is None or counts.compiled == before, "another draw compiled again"
+        before = counts.compiled
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_on_a_prescribed_grid_it_is_native_to_rounding() -> None:
+    """To 100 units in the last place, values and gradients."""
+    grid = OnGrid(torch.linspace(0, 1, 9, dtype=DTYPE))
+    f, t = Net(), torch.tensor([0.0, 0.4, 1.0], dtype=DTYPE)
+    case = Case(_plain, Net, Solver(), 3)
+    y0 = torch.randn(4, 2, dtype=DTYPE)
+    found = _run(case, f, y0, t, Solver(backend=CompiledBackend(control=grid)))
+    wanted = _run(case, f, y0, t, Solver(backend=NativeBackend(control=grid)))
+    for ours, native in zip(found[:2], wanted[:2], strict=True):
+        for x, y in zip(ours, native, strict=True):
+            size = float(y.abs().max())
+            assert float((x - y).abs().max()) <= 100 * torch.finfo(DTYPE).eps * size
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_another_batch_size_compiles_at_most_once_more() -> None:
+    """And any further one not at all."""
+    case = CASES["shared, outputs"]
+    compiled: list[int] = []
+    for batch in (4, 7, 5, 12):
+        y0, t = torch.randn(batch, 2, dtype=DTYPE), _grid(7, batch)
+        f = Net(batch)
+        found = _run(case, f, y0, t, _compiled(case.solver))
+        wanted = _run(case, f, y0, t, case.solver)
+        for x, y in zip(found[1], wanted[1], strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-9)
+        compiled.append(counts.compiled)
+    assert compiled[1] - compiled[0] <= 2  # forward and backward
+    assert compiled[3] == compiled[1]
+
+
+class Blow(nn.Module):
+    """y' = y^2 + w: samples that start above blow up at 1 / y0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros((), dtype=DTYPE))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Evaluate it."""
+        return y**2 + self.w
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+@pytest.mark.parametrize("gradient", ["checkpointed", "direct"])
+def test_a_sample_that_fails_leaves_the_others_right(gradient: str) -> None:
+    """Status, statistics and NaN as native; gradients of the rest as if it were not there."""
+    y0 = torch.tensor([[0.2], [2.0], [0.4]], dtype=DTYPE)
+    t = torch.linspace(0, 1, 4, dtype=DTYPE)
+    found: list[Any] = []
+    for solver in (_PER_SAMPLE, _compiled(_PER_SAMPLE)):
+        f, start = Blow(), y0.clone().requires_grad_()
+        solution = solve(ODEProblem(f, start, t), replace(solver, gradient=gradient))  # pyright: ignore
+        torch.nan_to_num(solution.y, 0.0).sum().backward()
+        found.append((solution, start.grad, f.w.grad))
+    (native, dy, dw), (ours, dy_ours, dw_ours) = found
+    assert ours.status.tolist() == native.status.tolist()
+    assert int(ours.status[1]) != Status.OK
+    assert bool(torch.isnan(ours.y[-1, 1]).all())
+    torch.testing.assert_close(ours.y, native.y, rtol=1e-9, atol=1e-9, equal_nan=True)
+    torch.testing.assert_close(dy_ours, dy, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(dw_ours, dw, rtol=1e-8, atol=1e-9)
+    assert ours.stops[0].sample == native.stops[0].sample
+    assert abs(ours.stops[0].t - native.stops[0].t) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_the_limit_of_steps_is_that_of_the_whole_solve() -> None:
+    """Also where the program is run several times."""
+    t = torch.linspace(0, 1, 3, dtype=DTYPE)
+    y0 = torch.ones(4, 2, dtype=DTYPE)
+    solver = replace(_SOLVER, max_steps=5, rtol=1e-11, atol=1e-13)
+    with torch.no_grad():
+        ours, native = (solve(ODEProblem(Net(), y0, t), s) for s in (_compiled(solver), solver))
+    assert ours.status.tolist() == native.status.tolist() == [Status.MAX_STEPS]
+    assert ours.stats.forward.n_steps.tolist() == native.stats.forward.n_steps.tolist()
+    torch.testing.assert_close(ours.y, native.y, rtol=1e-9, atol=1e-9, equal_nan=True)
