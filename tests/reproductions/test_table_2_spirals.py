@@ -1,0 +1,102 @@
+"""The spirals are the paper's, training can be stopped and resumed, and the scores measure."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from _harness.spiral_scores import two_means
+from _harness.spiral_training import Job, Recipe, train
+from _harness.spirals import FALL, N_SEEN, RADIUS, make_spirals
+
+from ctflow import Solver
+from ctflow.cli.checkout import load_script
+
+ROOT = Path(__file__).parents[2]
+table_2 = load_script(ROOT, "table_2_spirals")
+SMOKE = table_2.PRESETS["smoke"]
+JOB = Job(
+    "latent ODE", 30, 0, Recipe(4, batch=10, warm_up=1),
+    Solver(rtol=1e-3, atol=1e-3, coupling="shared", gradient="direct"), n_train=20, n_test=10,
+)  # fmt: skip
+
+
+def test_the_smoke_preset_trains_every_model_and_writes_its_files(tmp_path: Path) -> None:
+    """A row for each model, three figures, and the same numbers again."""
+    pytest.importorskip("matplotlib")
+    record = table_2.main(replace(SMOKE, results=tmp_path))
+    assert [run["model"] for run in record["runs"]] == list(table_2.MODELS)
+    assert all(math.isfinite(run["extrapolation"]) for run in record["runs"])
+    names = ["smoke-figure-10.png", "smoke-figure-9.png", "smoke.json", "smoke.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert json.loads((tmp_path / "smoke.json").read_text())["runs"]
+
+
+def test_the_spirals_are_logarithmic_and_half_of_each_direction() -> None:
+    """The radius falls as the paper's figures have it; points are seen in the first revolution."""
+    spirals = make_spirals(50, 30, seed=3)
+    radius = spirals.truth.norm(dim=-1)
+    fall = -(radius[:, N_SEEN] / RADIUS).log() / (2 * math.pi)
+    torch.testing.assert_close(fall, torch.full((50,), FALL), rtol=1e-4, atol=0.0)
+    assert spirals.direction.sum() == 0
+    x, y = spirals.truth[:, 0].unbind(-1)
+    dx, dy = (spirals.truth[:, 1] - spirals.truth[:, 0]).unbind(-1)
+    assert torch.equal(torch.sign(x * dy - y * dx), spirals.direction)
+    assert spirals.seen.sum(dim=1).tolist() == [30] * 50
+    noise = (spirals.noisy - spirals.truth).std().item()
+    assert noise == pytest.approx(0.1, rel=0.02)
+
+
+def test_predicting_zero_has_the_known_error() -> None:
+    """0.75: what any model must beat."""
+    beyond = make_spirals(50, 30, seed=3).truth[:, N_SEEN : 2 * N_SEEN]
+    assert beyond.square().mean().sqrt().item() == pytest.approx(0.751, abs=1e-3)
+
+
+def test_a_stopped_run_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same weights as one that was never stopped."""
+    monkeypatch.setenv("CTFLOW_CACHE_DIR", str(tmp_path))
+    whole = train(JOB, lambda _: None)
+    began = time.monotonic()
+    calls: list[str] = []
+
+    def stop_after_two(text: str) -> None:
+        calls.append(text)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(JOB, stop_after_two, keep=True)
+    assert train(JOB, calls.append, keep=True, until=began - 1.0) is None
+    resumed = train(JOB, calls.append, keep=True)
+    assert len(calls) == 2 + 3  # the second part was shown, and not kept yet
+    assert whole is not None
+    assert resumed is not None
+    pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert whole.losses == resumed.losses
+
+
+def test_the_weight_of_the_divergence_falls_to_one_by_half_of_the_training() -> None:
+    """And stays; the learning rate rises, then falls to zero."""
+    recipe = Recipe(1000)
+    assert [recipe.weight(step) for step in (0, 500, 999)] == [50.0, 1.0, 1.0]
+    assert recipe.weight(250) == pytest.approx(math.sqrt(50.0))
+    assert recipe.rate(0) < recipe.rate(199) > recipe.rate(999)
+
+
+def test_two_clusters_are_found_where_there_are_two() -> None:
+    """Whatever their shape within."""
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(30, 4), torch.randn(30, 4) + 8.0])
+    label = two_means(x)
+    assert label[:30].unique().numel() == 1
+    assert label[30:].unique().numel() == 1
+    assert label[0] != label[-1]
