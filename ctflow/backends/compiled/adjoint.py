@@ -19,10 +19,10 @@ from ctflow.backends.compiled.adjoint_program import (
     Head,
     Kept,
 )
+from ctflow.backends.compiled.controls import control_values
 from ctflow.backends.compiled.forward import Found, forward
 from ctflow.backends.compiled.job import Job, family_of, rest_of
 from ctflow.backends.compiled.library import Inputs, Sketch
-from ctflow.backends.compiled.phases import control_values
 from ctflow.backends.field import Field
 from ctflow.backends.native.backend import NativeBackend, backward_control
 from ctflow.backends.native.gradients.adjoint import used_up

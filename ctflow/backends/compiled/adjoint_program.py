@@ -20,7 +20,7 @@ from ctflow.backends.adjoint import (
     effect_of_drift,
     size_of,
 )
-from ctflow.backends.compiled.phases import with_values
+from ctflow.backends.compiled.controls import with_values
 from ctflow.backends.compiled.rewrite import improved, outputs_of, split_constant
 from ctflow.backends.compiled.trace import Traced, graph_of
 from ctflow.backends.native.control import Control, Span

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.captures import refuse_second
+from ctflow.backends.compiled.backward_program import Backward, BackwardProgram
 from ctflow.backends.compiled.forward import Found, Run, forward
 from ctflow.backends.compiled.job import RECORD_NAMES, Job, family_of, rest_of
 from ctflow.backends.compiled.keep import split
 from ctflow.backends.compiled.library import Inputs, Sketch
-from ctflow.backends.compiled.phases import Backward
-from ctflow.backends.compiled.programs import BackwardProgram
 from ctflow.backends.native.gradients.replay import well
 from ctflow.backends.native.step import warm
 from ctflow.solution import Counts, Stats

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ctflow.backends.compiled.controls import control_values
+from ctflow.backends.compiled.forward_program import Forward, ForwardProgram, Head, Summary
 from ctflow.backends.compiled.job import RECORD_NAMES, Job, family_of, rest_of
 from ctflow.backends.compiled.keep import split
 from ctflow.backends.compiled.library import Family, Inputs, Sketch
-from ctflow.backends.compiled.phases import Forward, Head, Summary, control_values
-from ctflow.backends.compiled.programs import ForwardProgram
 from ctflow.backends.native.loop import Outcome
 from ctflow.backends.native.step import warm
 from ctflow.solution import Counts, Status, Stop

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.captures import Autocast
+from ctflow.backends.compiled.controls import control_key
 from ctflow.backends.compiled.library import Family, Sketch
-from ctflow.backends.compiled.phases import control_key
 from ctflow.backends.compiled.reads import Reads, note_counters
 from ctflow.backends.compiled.trace import Traced, trace
 from ctflow.backends.native.control import Control

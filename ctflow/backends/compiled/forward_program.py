@@ -1,4 +1,4 @@
-"""The phases of a solve as pure functions of tensors: start, one step, outputs; and back.
+"""The forward solve as phases, pure functions of tensors, and these as one program.
 
 Native's own step, control and interpolation are called here, and followed once into a graph.
 """
@@ -6,72 +6,23 @@ Native's own step, control and interpolation are called here, and followed once 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from ctflow.backends.compiled.trace import Traced
+from ctflow.backends.compiled.controls import with_values
+from ctflow.backends.compiled.rewrite import improved, outputs_of, split_constant
+from ctflow.backends.compiled.trace import Traced, graph_of
 from ctflow.backends.native.control import Control, Span
-from ctflow.backends.native.interpolate import at, coefficients, spread
+from ctflow.backends.native.interpolate import at, coefficients
 from ctflow.backends.native.loop import cut, resolution
-from ctflow.backends.native.step import FlatField, combine, rk_step
+from ctflow.backends.native.step import FlatField, rk_step
 from ctflow.backends.native.tableau import Tableau
 from ctflow.solution import Status
 
-__all__ = [
-    "Backward",
-    "Forward",
-    "Head",
-    "Records",
-    "Summary",
-    "control_key",
-    "control_values",
-    "with_values",
-]
-
-
-def control_key(control: Control) -> tuple[object, ...]:
-    """What of a control is part of the program."""
-    values = _values_of(control)
-    kind = type(control)
-    if not values and not hasattr(kind, "__dataclass_fields__"):
-        return (kind, control)
-    named = cast("Any", fields(cast("Any", control)))
-    others = [(f.name, _hashable(getattr(control, f.name))) for f in named if f.name not in values]
-    return (kind, *others)
-
-
-def control_values(control: Control, like: Tensor) -> tuple[Tensor, ...]:
-    """What of a control is an input of the program, as tensors in time's dtype."""
-    found: list[Tensor] = []
-    for name in _values_of(control):
-        value = getattr(control, name)
-        found.append(
-            value.detach().to(like) if isinstance(value, Tensor) else like.new_tensor(value)
-        )
-    return tuple(found)
-
-
-def with_values(control: Control, values: Sequence[Tensor]) -> Control:
-    """The control with other values: tensors in the place of numbers."""
-    copy: Any = object.__new__(type(control))
-    copy.__dict__.update(vars(control))
-    copy.__dict__.update(zip(_values_of(control), values, strict=True))
-    return copy
-
-
-def _values_of(control: Control) -> tuple[str, ...]:
-    return getattr(type(control), "VALUES", ())
-
-
-def _hashable(value: object) -> object:
-    if isinstance(value, slice):
-        return (value.start, value.stop)
-    if isinstance(value, tuple):
-        return tuple(_hashable(item) for item in cast("tuple[object, ...]", value))
-    return value
+__all__ = ["Forward", "ForwardProgram", "Head", "Summary"]
 
 
 class Head(NamedTuple):
@@ -356,236 +307,62 @@ def _places(begun: Tensor, ends: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor]
     return k, torch.stack((begin, stop)).clamp(max=ahead.shape[1] - 1)
 
 
-class Records(NamedTuple):
-    """What the backward pass reads of one run of the forward program.
+class ForwardProgram(nn.Module):
+    """Start, loop, outputs.
 
-    Attributes:
-        grid: Output times, [B, T].
-        g: Gradient that reaches each output, [T, B, N].
-        steps: Start and end of each step, [2, B, C].
-        states: State at the start of each step, [C, B, N]; empty where evaluations are kept.
-        windows: Which outputs lie in each step, from and to, [2, B, C].
-        window: 0, 1, 2, ... as far as the widest of them.
-    """
-
-    grid: Tensor
-    g: Tensor
-    steps: Tensor
-    states: Tensor
-    windows: Tensor
-    window: Tensor
-
-
-@dataclass(frozen=True)
-class Backward:
-    """The phases of the backward pass that redoes one recorded step after the other.
+    Takes head, times, clock, ticks, y (see `Forward.start`), the record buffers (see
+    `Forward.step`; `n_buffers` of them), the control's values and the tensors of f.
 
     Args:
-        tableau: The method.
-        traced: f and its vector-Jacobian product as graphs.
-        inside: Whether gradients reach outputs inside steps.
-        recalled: The vector-Jacobian product from what was kept of each evaluation; None where
-            each step is redone.
-    """
-
-    tableau: Tableau
-    traced: Traced
-    inside: bool
-    recalled: fx.GraphModule | None = None
-
-    @property
-    def _redone(self) -> int:
-        """Stages that outputs inside a step are charged to in that step itself.
-
-        The last of a first-same-as-last method is the first of the next step, and is pulled back
-        there.
-        """
-        return self.tableau.stages - self.tableau.fsal
-
-    def last(
-        self, n: Tensor, t_end: Tensor, y_end: Tensor, records: Records, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Cotangents of the last step's interpolant, [D + 1, B, N], and what its last stage adds.
-
-        That stage is f at the end of the solve.
-        """
-        sums = self._sums(n - 1, records)
-        cotangent = self._of_last_stage(n - 1, records, sums)
-        t = t_end.to(y_end.dtype)
-        if not self.tableau.fsal:
-            leaves = [torch.zeros_like(tensors[i]) for i in self.traced.wanted]
-            return (sums, torch.zeros_like(y_end), *leaves)
-        _, a, *shares = _graph(self.traced.pulled)(t, y_end, cotangent, *tensors)
-        return (sums, a, *shares)
-
-    def going(self, left: Tensor) -> Tensor:
-        """Whether a step is left; [1] -> 0-dim."""
-        return (left > 0).all()
-
-    def step(
-        self,
-        left: Tensor,
-        a: Tensor,
-        sums: Tensor,
-        records: Records,
-        kept: Sequence[Tensor],
-        totals: Sequence[Tensor],
-        tensors: Sequence[Tensor],
-    ) -> tuple[Tensor, ...]:
-        """Cotangent of a step's start from that of its end; adds the tensors' to `totals`."""
-        tableau, here = self.tableau, left - 1
-        t0, t1 = _pick(records.steps, here, 2).unbind(0)
-        y0 = torch.zeros_like(a) if self.recalled else _pick(records.states, here)
-        earlier = sums
-        with torch.enable_grad():
-            y = y0.detach().requires_grad_()
-            leaves = [tensors[i].detach().requires_grad_() for i in self.traced.wanted]
-            field: FlatField = _Differentiable(self.traced, tensors, leaves)
-            if self.recalled:
-                of_step = [_pick(buffer, here) for buffer in kept]
-                field = _Recalled(self.recalled, of_step, self._redone, tensors, leaves)
-            step = rk_step(field, tableau, t0, t1, y, None)
-            outputs, cotangents = [step.y1], [a]
-            if self.inside:
-                outputs += coefficients(tableau, step, self._redone)
-                cotangents += sums[1:].unbind(0)
-                before = torch.clamp(here - 1, min=0)
-                earlier = self._sums(before, records)
-                earlier = torch.where(here > 0, earlier, 0.0)
-                if tableau.fsal:
-                    outputs.append(step.k[0])
-                    cotangents.append(self._of_last_stage(before, records, earlier))
-        found: list[Tensor | None] = list(
-            torch.autograd.grad(outputs, (y, *leaves), cotangents, allow_unused=True)
-        )
-        da, *shares = found
-        a_new = a.clone() if da is None else da.detach()
-        for total, share in zip(totals, shares, strict=True):
-            if share is not None:
-                total.add_(share.detach())
-        return (here, a_new + sums[0] if self.inside else a_new, earlier.clone())
-
-    def _sums(self, at_step: Tensor, records: Records) -> Tensor:
-        """Cotangents of one step's y0 and interpolant, [D + 1, B, N], from those of its outputs."""
-        g, wanted = records.g[1:], records.grid.T[1:]
-        t0, t1 = _pick(records.steps, at_step, 2).unbind(0)
-        begin, stop = _pick(records.windows, at_step, 2).unbind(0)
-        index = begin.unsqueeze(0) + records.window.unsqueeze(1)
-        theirs = (index < stop).unsqueeze(-1)
-        index = index.clamp(max=g.shape[0] - 1)
-        sample = torch.arange(g.shape[1], device=g.device).unsqueeze(0)
-        chosen = torch.where(theirs, g[index, sample], 0.0)
-        s = (wanted[index, sample] - t0) / (t1 - t0)
-        s = torch.where(theirs, s.to(g.dtype).unsqueeze(-1), 0.0)
-        return torch.stack(spread(chosen, s, len(self.tableau.p[0])))
-
-    def _of_last_stage(self, at_step: Tensor, records: Records, sums: Tensor) -> Tensor:
-        """Cotangent of the last stage of a step, [B, N], from those of its interpolant."""
-        t0, t1 = _pick(records.steps, at_step, 2).unbind(0)
-        h = (t1 - t0).to(sums.dtype).unsqueeze(-1)
-        return combine(self.tableau.p[-1], sums[1:].unbind(0)) * h
-
-
-def _pick(x: Tensor, index: Tensor, dim: int = 0) -> Tensor:
-    """Entry `index` [1] along a dimension; no host is asked for it."""
-    return torch.index_select(x, dim, index).squeeze(dim)
-
-
-def _graph(graph: fx.GraphModule | None) -> fx.GraphModule:
-    if graph is None:
-        raise RuntimeError("this program was traced without a derivative")
-    return graph
-
-
-class _Differentiable:
-    """f whose derivative is the graph that was followed from the user's own autograd."""
-
-    def __init__(self, traced: Traced, tensors: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
-        self._traced = traced
-        self._tensors = tuple(tensors)
-        self._leaves = tuple(leaves)
-
-    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        """Evaluate it once."""
-        return _Evaluation.apply(self._traced, self._tensors, t, y, *self._leaves)  # pyright: ignore
-
-
-class _Evaluation(torch.autograd.Function):
-    """One evaluation, while a step is followed."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        traced: Traced,
-        tensors: tuple[Tensor, ...],
-        t: Tensor,
-        y: Tensor,
-        *leaves: Tensor,  # noqa: ARG004 - so that their gradients arrive
-    ) -> Tensor:
-        """The value."""
-        ctx.traced, ctx.tensors = traced, tensors
-        ctx.save_for_backward(t, y)
-        return traced.value(t, y, *tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:  # noqa: ANN401
-        """The vector-Jacobian product."""
-        t, y = ctx.saved_tensors
-        _, *found = _graph(ctx.traced.pulled)(t, y, cotangents[0], *ctx.tensors)
-        return None, None, None, *found
-
-
-class _Recalled:
-    """f whose evaluations were kept: there is no value any more, only the derivative.
-
-    Args:
-        recalled: (cotangent, *saved, *tensors) -> products.
-        kept: What was kept of one step's stages, one stage after the other.
-        n_stages: How many stages these are.
-        tensors: What f reads.
-        leaves: Those that want a gradient.
+        phases: What they do.
+        inputs: Examples of what `forward` takes.
+        n_buffers: How many of them are written.
+        exact: No approximations of elementary functions.
     """
 
     def __init__(
-        self,
-        recalled: fx.GraphModule,
-        kept: Sequence[Tensor],
-        n_stages: int,
-        tensors: Sequence[Tensor],
-        leaves: Sequence[Tensor],
+        self, phases: Forward, inputs: Sequence[Tensor], n_buffers: int, exact: bool
     ) -> None:
-        self._recalled = recalled
-        size = len(kept) // n_stages
-        self._stages = [tuple(kept[i * size : (i + 1) * size]) for i in range(n_stages)]
-        self._tensors = tuple(tensors)
-        self._leaves = tuple(leaves)
-        self._next = 0
+        super().__init__()
+        self._n_buffers = n_buffers
+        head, times, clock, ticks, y = inputs[:5]
+        buffers, rest = inputs[5 : 5 + n_buffers], inputs[5 + n_buffers :]
+        start = graph_of(phases.start, (head, times, clock, ticks, y, *rest))
+        t1, direction, *carry = outputs_of(start)
+        self._start = improved(start, exact)
+        self._going = graph_of(phases.going, (head, t1, *carry[:3]))
+        n_carry, n_rest = len(carry), len(rest)
 
-    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        """The next stage; 0 stands in for its value, which nobody reads."""
-        stage, self._next = self._next, self._next + 1
-        if stage >= len(self._stages):
-            return torch.zeros_like(y)
-        inputs = (*self._stages[stage], *self._tensors)
-        return _Recollection.apply(self._recalled, inputs, y, *self._leaves)  # pyright: ignore
+        def step(*flat: Tensor) -> tuple[Tensor, ...]:
+            carry, (t1, direction), more = (
+                flat[:n_carry],
+                flat[n_carry : n_carry + 2],
+                flat[n_carry + 2 :],
+            )
+            return phases.step(carry, t1, direction, more[:n_buffers], more[n_buffers:])
 
+        graph = graph_of(step, (*carry, t1, direction, *buffers, *rest))
+        first = n_carry + 2 + n_buffers
+        self._before, self._step = split_constant(
+            improved(graph, exact), range(first, first + n_rest)
+        )
+        last = (head, times, y, *carry[:4], *buffers[:3])
+        self._outputs = improved(graph_of(phases.outputs, last), exact)
 
-class _Recollection(torch.autograd.Function):
-    """One evaluation of which only the derivative is left."""
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Summary, clock, ticks, counts, outputs, windows; and the state at the end."""
+        head, times, clock, ticks, y0 = inputs[:5]
+        buffers, rest = inputs[5 : 5 + self._n_buffers], inputs[5 + self._n_buffers :]
+        with torch.no_grad():
+            t1, direction, *carry = self._start(head, times, clock, ticks, y0, *rest)
+            constant = self._before(*rest)
 
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        recalled: fx.GraphModule,
-        inputs: tuple[Tensor, ...],
-        y: Tensor,
-        *leaves: Tensor,  # noqa: ARG004 - so that their gradients arrive
-    ) -> Tensor:
-        """Nothing."""
-        ctx.recalled, ctx.inputs = recalled, inputs
-        return torch.zeros_like(y)
+            def going(*carry: Tensor) -> Tensor:
+                return self._going(head, t1, *carry[:3])
 
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:  # noqa: ANN401
-        """The vector-Jacobian product."""
-        return None, None, *ctx.recalled(cotangents[0], *ctx.inputs)
+            def step(*carry: Tensor) -> tuple[Tensor, ...]:
+                return self._step(*carry, t1, direction, *buffers, *constant)
+
+            carry = torch.while_loop(going, step, tuple(carry))
+            found = self._outputs(head, times, y0, *carry[:4], *buffers[:3])
+            return (*found, carry[3])

@@ -1,0 +1,55 @@
+"""What of a step-size control is part of a program, and what is an input of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, cast
+
+from torch import Tensor
+
+from ctflow.backends.native.control import Control
+
+__all__ = ["control_key", "control_values", "with_values"]
+
+
+def control_key(control: Control) -> tuple[object, ...]:
+    """What of a control is part of the program."""
+    values = _values_of(control)
+    kind = type(control)
+    if not values and not hasattr(kind, "__dataclass_fields__"):
+        return (kind, control)
+    named = cast("Any", fields(cast("Any", control)))
+    others = [(f.name, _hashable(getattr(control, f.name))) for f in named if f.name not in values]
+    return (kind, *others)
+
+
+def control_values(control: Control, like: Tensor) -> tuple[Tensor, ...]:
+    """What of a control is an input of the program, as tensors in time's dtype."""
+    found: list[Tensor] = []
+    for name in _values_of(control):
+        value = getattr(control, name)
+        found.append(
+            value.detach().to(like) if isinstance(value, Tensor) else like.new_tensor(value)
+        )
+    return tuple(found)
+
+
+def with_values(control: Control, values: Sequence[Tensor]) -> Control:
+    """The control with other values: tensors in the place of numbers."""
+    copy: Any = object.__new__(type(control))
+    copy.__dict__.update(vars(control))
+    copy.__dict__.update(zip(_values_of(control), values, strict=True))
+    return copy
+
+
+def _values_of(control: Control) -> tuple[str, ...]:
+    return getattr(type(control), "VALUES", ())
+
+
+def _hashable(value: object) -> object:
+    if isinstance(value, slice):
+        return (value.start, value.stop)
+    if isinstance(value, tuple):
+        return tuple(_hashable(item) for item in cast("tuple[object, ...]", value))
+    return value
