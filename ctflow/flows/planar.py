@@ -181,18 +181,18 @@ class HyperPlanar(nn.Module):
         super().__init__()
         _check_sizes(dim=dim, n_units=n_units, hidden=hidden)
         self.dim, self.n_units = dim, n_units
+        first = nn.Linear(1, hidden)
+        nn.init.normal_(first.weight, std=_SHARPNESS)
+        with torch.no_grad():  # as torch draws them, all would be nearly linear on the interval
+            first.bias.copy_(-first.weight.squeeze(1) * torch.rand(hidden))
         self.network = nn.Sequential(
-            nn.Linear(1, hidden),
+            first,
             nn.Tanh(),
             nn.Linear(hidden, hidden),
             nn.Tanh(),
             nn.Linear(hidden, n_units * (2 * dim + 2)),
         )
         self.start = nn.Parameter(torch.randn(n_units, 2 * dim + 1))
-        first = self.network[0]
-        nn.init.normal_(first.weight, std=_SHARPNESS)
-        with torch.no_grad():  # as torch draws them, all would be nearly linear on the interval
-            first.bias.copy_(-first.weight.squeeze(1) * torch.rand(hidden))
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         """Velocity at z [N, D] and t, 0-dim or [N, 1]."""

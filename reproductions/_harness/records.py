@@ -20,7 +20,11 @@ __all__ = ["environment", "need", "write_figure", "write_json"]
 
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = ("torch", "torchdiffeq", "numpy", "scipy", "scikit-learn", "matplotlib")
-_EXTRAS = {"sklearn": ("scikit-learn", "data"), "matplotlib": ("matplotlib", "plots")}
+_EXTRAS = {
+    "sklearn": ("scikit-learn", "data"),
+    "matplotlib": ("matplotlib", "plots"),
+    "zuko": ("zuko", "flows"),
+}
 
 
 class Figure(Protocol):
