@@ -1,0 +1,231 @@
+"""Figure 3: what an ODE-Net costs against its tolerance, its time, backwards, and in training.
+
+(a) The error of a solve follows its tolerance; in the paper it always lies below. (b) Time is
+proportional to evaluations of the field. (c) Evaluations backwards over those forwards: about one
+half in the paper, and there only. It depends on the solver, the norm of the backward solve and the
+size of the batch, which is why the script prints it for each and asserts nothing about it: a
+Runge-Kutta method takes about as many steps backwards as forwards, and so does SciPy's Adams method
+on networks like these. (d) Evaluations grow while the network learns. (The paper's own panel d
+starts at 7 evaluations and ends at 16, where its panels a to c show 37 at the same tolerance; it
+does not say why.)
+
+Source:
+    Chen et al. 2018 (arXiv 1806.07366v5), section 3.2, Figure 3. The paper's solvers are SciPy's.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+
+import torch
+from _harness.bands import Band
+from _harness.images import Images
+from _harness.live import LiveLine
+from _harness.records import environment, need, write_figure, write_json
+from _harness.solves import Measured, measured, spearman, ways
+from _harness.training import Job, Recipe, Trained, train
+from rich.console import Console
+from rich.table import Table
+
+from ctflow import Solver
+from ctflow.cli import main as command_line
+
+PAPER = {1e0: 0.54, 1e-1: 0.36, 1e-2: 0.45, 1e-3: 0.47, 1e-4: 0.46, 1e-5: 0.46}
+"""Backward over forward evaluations, read off the paper's panel c."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that the result depends on, beside the code and the machine."""
+
+    preset: str
+    seed: int = 0
+    backend: str = "native"  # of the training, and of dopri5 and tsit5
+    net: str = "small ODE-Net"
+    channels: int = 16
+    data: str | None = None
+    n_train: int | None = None
+    tolerance: float = 1e-3  # of the training
+    recipe: Recipe = field(
+        default_factory=lambda: Recipe(15, batch=64, learning_rate=1.5e-2, crop=1)
+    )
+    tolerances: tuple[float, ...] = (1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+    batches: tuple[int, ...] = (1, 16)
+    n_solves: int = 3  # of each way at each tolerance
+    repeats: int = 3
+    claims: bool = True
+    keep: bool = False
+    minutes: float = math.inf
+    results: Path = Path(__file__).parent / "results" / "figure_3"
+
+
+PRESETS = {
+    "smoke": Config(
+        "smoke",
+        data="digits",
+        n_train=100,
+        recipe=Recipe(2, batch=50),
+        tolerances=(1e-1, 1e-3),
+        batches=(2,),
+        n_solves=1,
+        repeats=1,
+        claims=False,
+    ),
+    "quick": Config("quick", n_train=3000),
+    "full": Config(
+        "full",
+        net="ODE-Net",
+        data="mnist-10000",
+        tolerance=1e-2,
+        recipe=Recipe(24, batch=64),
+        tolerances=(1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
+        batches=(1, 8),
+        n_solves=5,
+        keep=True,
+    ),
+}
+
+
+def main(config: Config) -> dict[str, object]:
+    """Train, solve, print, and write JSON and PNG; returns what the JSON holds."""
+    need("matplotlib")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run(config, Console())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run(config: Config, console: Console) -> dict[str, object]:
+    """The experiment, from data to files; without files where the time was up."""
+    from _harness.solves_figure import statistics_of_solves  # matplotlib is optional
+
+    job = job_of(config)
+    images = job.images()
+    console.print(f"data: {images.source.name}: {images.source.what}", highlight=False)
+    until = time.monotonic() + 60 * config.minutes
+    with LiveLine(console) as line:
+        trained = train(job, line.show, keep=config.keep, until=until, images=images)
+        if trained is None:
+            console.print("Stopped in time; the same command goes on from here.")
+            return {"bands": [Band("finished", 0.0, low=1.0).record()]}
+        solves = list(all_solves(config, trained, images, line))
+    bands = list(bands_of(config, trained, solves)) if config.claims else []
+    console.print(table_of(config, solves), highlight=False)
+    epochs = ", ".join(f"{epoch.forward:.1f}" for epoch in trained.history)
+    console.print(f"evaluations by epoch: {epochs}", *map(str, bands), sep="\n", highlight=False)
+    record = {
+        "config": {key: value for key, value in asdict(config).items() if key != "results"}
+        | {"minutes": None},
+        "environment": environment(),
+        "data": images.record(),
+        "error_percent": 100 * trained.error,
+        "history": [asdict(epoch) for epoch in trained.history],
+        "solves": [asdict(each) for each in solves],
+        "bands": [band.record() for band in bands],
+    }
+    write_json(config.results / f"{config.preset}.json", record)
+    title = f"Figure 3: {config.net} on {images.source.name}"
+    figure = statistics_of_solves(title, solves, trained.history, PAPER)
+    write_figure(config.results / f"{config.preset}.png", figure)
+    return record
+
+
+def job_of(config: Config) -> Job:
+    """The network to train; in `full` the one of Table 1, whose kept run is used."""
+    adjoint = "adjoint" if config.net == "ODE-Net" else None
+    solver = Solver(config.backend, rtol=config.tolerance, atol=config.tolerance, gradient=adjoint)
+    return Job(
+        config.net,
+        config.seed,
+        config.recipe,
+        solver,
+        data=config.data,
+        n_train=config.n_train,
+        channels=config.channels,
+    )
+
+
+def all_solves(
+    config: Config, trained: Trained, images: Images, line: LiveLine
+) -> Iterator[Measured]:
+    """Every way at every tolerance."""
+    for way, tolerance in product(ways(config.batches, config.backend), config.tolerances):
+        line.show(f"{way.solver}, {way.norm}, batch {way.batch}, tolerance {tolerance:.0e}")
+        yield from measured(
+            trained.model, images.test, way, tolerance, config.n_solves, config.repeats
+        )
+
+
+def bands_of(config: Config, trained: Trained, solves: Sequence[Measured]) -> Iterator[Band]:
+    """What is claimed: not the ratio of panel c."""
+    methods = ("dopri5", "tsit5") if config.backend == "native" else ("dopri5",)
+    for method in methods:
+        own = [each for each in solves if each.solver == method and each.norm == "full"]
+        worst = max(
+            median([each.error for each in own if each.tolerance == tolerance]) / tolerance
+            for tolerance in config.tolerances
+            if tolerance < 1
+        )
+        # A solver keeps the error of each step to its tolerance; what they come to is not bounded.
+        yield Band(f"{method}: median error over tolerance, the largest", worst, high=10.0)
+        below = [each for each in own if each.tolerance < 1]
+        order = spearman([each.error for each in below], [each.tolerance for each in below])
+        yield Band(f"{method}: rank correlation of error and tolerance", order, low=0.9)
+        batch = max(config.batches)
+        large = [each for each in own if each.batch == batch]
+        yield Band(f"{method}: R2 of time and evaluations", r_squared(large), low=0.9)
+        few, many = (
+            mean([each.forward for each in own if each.tolerance == tolerance])
+            for tolerance in (1e-1, 1e-5)
+        )
+        yield Band(f"{method}: evaluations at 1e-5 over those at 1e-1", many / few, 1.5, 15.0)
+    first, last = trained.history[0].forward, trained.history[-1].forward
+    yield Band("evaluations in the last epoch over the first", last / first, low=1.2)
+
+
+def r_squared(solves: Sequence[Measured]) -> float:
+    """How much of the variance of time a line through evaluations explains."""
+    x = torch.tensor([[each.forward, 1.0] for each in solves], dtype=torch.float64)
+    y = torch.tensor([each.seconds for each in solves], dtype=torch.float64)
+    rest = y - x @ torch.linalg.lstsq(x, y[:, None]).solution[:, 0]
+    return 1 - float(rest.square().sum() / (y - y.mean()).square().sum())
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle one, or the lower of two."""
+    return sorted(values)[(len(values) - 1) // 2]
+
+
+def table_of(config: Config, solves: Sequence[Measured]) -> Table:
+    """Backward over forward evaluations, for every solver, norm and batch, beside the paper's."""
+    table = Table("solver", "norm", "batch", title="Backward over forward evaluations")
+    for tolerance in config.tolerances:
+        table.add_column(f"{tolerance:.0e}", justify="right")
+    for key in dict.fromkeys((each.solver, each.norm, each.batch) for each in solves):
+        cells: list[str] = []
+        for tolerance in config.tolerances:
+            own = [each for each in solves if (each.solver, each.norm, each.batch) == key
+                   and each.tolerance == tolerance]  # fmt: skip
+            forward, backward = mean([e.forward for e in own]), mean([e.backward for e in own])
+            cells.append(f"{backward / forward:.2f} ({forward:.0f})")
+        table.add_row(key[0], key[1], str(key[2]), *cells)
+    table.add_row("the paper", "", "", *(f"{PAPER[t]:.2f}" for t in config.tolerances))
+    table.caption = "in brackets: forward evaluations"
+    return table
+
+
+if __name__ == "__main__":
+    command_line(["reproduce", "figure_3", "--root", str(Path(__file__).parents[1]), *sys.argv[1:]])

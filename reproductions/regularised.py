@@ -1,0 +1,240 @@
+"""Regularised ODE-Nets stay easy to integrate while they learn: five ways, side by side.
+
+Without regularisation the evaluations of an ODE-Net grow as it learns (Figure 3d). Each of these
+stops that, at about the same accuracy:
+
+- RNODE: the path's kinetic energy and the norm of the field's Jacobian;
+- TayNODE 2 and 3: the second, or third, derivative of the path with respect to time;
+- ERNODE: the solver's own estimate of its local error, with its gradient;
+- STEER: the end of the interval drawn anew in every training step.
+
+The network is small and the digits are scikit-learn's 8x8 ones or MNIST (`--preset full`); what is
+compared are trainings from the same weights on the same batches. Evaluations are those of the test
+set at the training's tolerance, without any regulariser.
+
+Source:
+    Finlay et al. 2020 (arXiv 2002.02798), Kelly et al. 2020 (arXiv 2007.04504), Pal et al. 2021
+    (arXiv 2105.03918), Ghosh et al. 2020 (arXiv 2006.10711). The bands are ours.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from _harness.bands import Band
+from _harness.comparison import evaluations
+from _harness.images import Images, load_images
+from _harness.live import LiveLine
+from _harness.records import environment, need, write_figure, write_json
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ctflow import Solution, Solver
+from ctflow.cli import main as command_line
+from ctflow.dynamics import (
+    MLP,
+    ConcatLinear,
+    ImageClassifier,
+    JacobianNorm,
+    KineticEnergy,
+    ODEBlock,
+    Sum,
+    TaylorNorm,
+    rademacher_like,
+)
+
+METHODS = ("none", "RNODE", "TayNODE 2", "TayNODE 3", "ERNODE", "STEER")
+STOPS = ("RNODE", "TayNODE 2", "TayNODE 3", "ERNODE")
+"""Those that penalise what costs evaluations; STEER only varies the end."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that the result depends on, beside the code and the machine."""
+
+    preset: str
+    seed: int = 0
+    backend: str = "native"
+    data: str = "digits"
+    n_train: int | None = None
+    n_test: int | None = None
+    epochs: int = 12
+    batch: int = 50
+    width: int = 32  # features of the state, and of the field's hidden layer
+    learning_rate: float = 1e-2
+    tolerance: float = 1e-4  # by bosh3, whose evaluations count in threes
+    kinetic: float = 0.05
+    jacobian: float = 0.05
+    taylor: tuple[float, float] = (2e-1, 2e-2)  # of order 2 and 3
+    local_error: float = 3e2
+    random_end: float = 0.5
+    claims: bool = True
+    results: Path = Path(__file__).parent / "results" / "regularised"
+
+
+PRESETS = {
+    "smoke": Config("smoke", n_train=50, n_test=20, epochs=1, batch=25, width=8, claims=False),
+    "quick": Config("quick", n_train=1000),
+    "full": Config("full", data="mnist-10000", epochs=40, width=64),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Args:
+        method: One of `METHODS`.
+        losses: Cross entropy after each epoch, on the test set.
+        accuracy: Likewise, share that is classified right.
+        forward: Likewise, evaluations, mean over the samples.
+    """
+
+    method: str
+    losses: list[float]
+    accuracy: list[float]
+    forward: list[float]
+
+    @property
+    def growth(self) -> float:
+        """Evaluations after the last epoch over those after the first."""
+        return self.forward[-1] / self.forward[0]
+
+
+def main(config: Config) -> dict[str, object]:
+    """Train, print, and write JSON and PNG; returns what the JSON holds."""
+    need("matplotlib")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run(config, Console())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run(config: Config, console: Console) -> dict[str, object]:
+    """The experiment, from data to files."""
+    from _harness.learning_figure import losses_and_evaluations  # matplotlib is optional
+
+    images = load_images(
+        config.data, seed=config.seed, n_train=config.n_train, n_test=config.n_test
+    )
+    console.print(f"data: {images.source.name}: {images.source.what}", highlight=False)
+    with LiveLine(console) as line:
+        runs = [learn(method, images, config, line.show) for method in METHODS]
+    bands = list(bands_of(runs)) if config.claims else []
+    console.print(table_of(runs), *map(str, bands), sep="\n", highlight=False)
+    record = {
+        "config": {key: value for key, value in asdict(config).items() if key != "results"},
+        "environment": environment(),
+        "data": images.record(),
+        "runs": [asdict(each) for each in runs],
+        "bands": [band.record() for band in bands],
+    }
+    write_json(config.results / f"{config.preset}.json", record)
+    curves = {"test set": {each.method: (each.losses, each.forward) for each in runs}}
+    names = ("cross entropy (nats)", "evaluations forward")
+    title = f"Regularised ODE-Nets, {images.source.name}"
+    figure = losses_and_evaluations(title, curves, "epoch", names)
+    write_figure(config.results / f"{config.preset}.png", figure)
+    return record
+
+
+def network(method: str, config: Config) -> ImageClassifier:
+    """784 pixels to a few features, a field over them, ten classes; the same weights for all."""
+    torch.manual_seed(config.seed)
+    solver = Solver(config.backend, method="bosh3", rtol=config.tolerance, atol=config.tolerance)
+    field = MLP(config.width, (config.width,), layer=ConcatLinear)
+    end = config.random_end if method == "STEER" else 0.0
+    return ImageClassifier(
+        nn.Sequential(nn.Flatten(), nn.Linear(784, config.width), nn.Tanh()),
+        ODEBlock(field, solver=solver, random_end=end),
+        nn.Linear(config.width, 10),
+    )
+
+
+def solution_and_penalty(
+    method: str, block: ODEBlock, x: Tensor, config: Config
+) -> tuple[Solution, Tensor]:
+    """A solve for the loss, and what is added to it."""
+    field = block.field
+    if method == "RNODE":
+        costs = (KineticEnergy(field), JacobianNorm(field, rademacher_like(x)))
+        cost = Sum(costs, (config.kinetic, config.jacobian))
+    elif method.startswith("TayNODE"):
+        order = int(method[-1])
+        cost = Sum((TaylorNorm(field, order),), (config.taylor[order - 2],))
+    else:
+        solution = block.solve(x, local_error=method == "ERNODE")
+        if solution.local_error is None:
+            return solution, x.new_zeros(())
+        return solution, config.local_error * solution.local_error.mean()
+    solution = block.solve(x, running_cost=cost)
+    return solution, solution.cost[-1].mean()
+
+
+def learn(method: str, images: Images, config: Config, show: Callable[[str], None]) -> Run:
+    """Train one network."""
+    model = network(method, config)
+    optimiser = torch.optim.Adam(model.parameters(), config.learning_rate)
+    result = Run(method, [], [], [])
+    torch.manual_seed(config.seed + 1)
+    for epoch in range(1, config.epochs + 1):
+        model.train()
+        for rows in torch.randperm(len(images.train.y)).split(config.batch):
+            start = model.stem(images.train.x[rows])
+            solution, penalty = solution_and_penalty(method, model.body, start, config)
+            loss = cross_entropy(model.head(solution.y[-1]), images.train.y[rows]) + penalty
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            show(
+                f"{method}: epoch {epoch}/{config.epochs}  loss {loss.item():.3f}, of it "
+                f"{penalty.item():.3f}  evaluations {evaluations(solution.stats)[0]:.1f}"
+            )
+        model.eval()
+        with torch.no_grad():
+            logits = model(images.test.x)
+        result.losses.append(cross_entropy(logits, images.test.y).item())
+        right = logits.argmax(1) == images.test.y
+        result.accuracy.append(right.double().mean().item())
+        result.forward.append(round(evaluations(model.body.stats)[0], 3))
+    return result
+
+
+def bands_of(runs: list[Run]) -> Iterator[Band]:
+    """Growth without, none with; and no accuracy lost."""
+    plain = runs[0]
+    yield Band("none: evaluations in the last epoch over the first", plain.growth, low=1.2)
+    for each in runs:
+        if each.method in STOPS:
+            yield Band(f"{each.method}: likewise", each.growth, high=1.2)
+    for each in runs[1:]:
+        loss = 100 * (plain.accuracy[-1] - each.accuracy[-1])
+        yield Band(f"{each.method}: points of accuracy lost", loss, high=2.0)
+    steer = next(each for each in runs if each.method == "STEER")
+    share = steer.forward[-1] / plain.forward[-1]
+    yield Band("STEER: evaluations over those without", share, high=1.1)
+
+
+def table_of(runs: list[Run]) -> Table:
+    """All of them."""
+    table = Table("regulariser", title="Test set, first and last epoch")
+    for column in ("accuracy", "evaluations at first", "at last", "ratio"):
+        table.add_column(column, justify="right")
+    for each in runs:
+        numbers = f"{each.forward[0]:.1f}", f"{each.forward[-1]:.1f}", f"{each.growth:.2f}"
+        table.add_row(each.method, f"{each.accuracy[-1]:.2%}", *numbers)
+    return table
+
+
+if __name__ == "__main__":
+    command_line(
+        ["reproduce", "regularised", "--root", str(Path(__file__).parents[1]), *sys.argv[1:]]
+    )

