@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ctflow.errors import InvalidProblem
 from ctflow.latent.grid import Grid
+
+pytest.importorskip("hypothesis")
+from hypothesis import given
+from hypothesis import strategies as st
 
 # Few distinct values, so that repetitions and t0 itself are common.
 TIMES = st.integers(0, 6).map(lambda k: 0.5 * k)
