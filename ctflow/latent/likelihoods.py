@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ctflow.errors import InvalidProblem
 
-__all__ = ["Bernoulli", "Gaussian", "Joint", "Likelihood"]
+__all__ = ["Bernoulli", "Gaussian", "Joint", "Likelihood", "check_width"]
 
 
 class Likelihood(nn.Module, ABC):
@@ -52,6 +52,29 @@ class Likelihood(nn.Module, ABC):
     @abstractmethod
     def sample(self, decoded: Tensor) -> Tensor:
         """Data drawn at random from torch's global generator, [..., D]."""
+
+
+def check_width(decoded: Tensor, x: Tensor, scale: Tensor | None = None) -> None:
+    """Refuse what would be broadcast in silence.
+
+    Args:
+        decoded: Decoder's output, [..., B, T, D].
+        x: Data, [B, T, D].
+        scale: One number, or one for each feature.
+
+    Raises:
+        InvalidProblem: If the decoder, or the scale, has another width than the data.
+    """
+    if decoded.shape[-3:] != x.shape:
+        raise InvalidProblem(
+            f"the decoder must give [..., B, T, D] for data {list(x.shape)}, got "
+            f"{list(decoded.shape)}. Build it with as many outputs as the data have features."
+        )
+    if scale is not None and scale.dim() == 1 and scale.shape != x.shape[-1:]:
+        raise InvalidProblem(
+            f"`scale` must be one number or {x.shape[-1]}, one for each feature, got {len(scale)}. "
+            "Build the likelihood with the width of the data."
+        )
 
 
 class Gaussian(Likelihood):
@@ -101,7 +124,12 @@ class Gaussian(Likelihood):
         mask: Tensor,
         integral: Tensor | None = None,  # noqa: ARG002
     ) -> Tensor:
-        """Log-density in nats, [..., B]."""
+        """Log-density in nats, [..., B].
+
+        Raises:
+            InvalidProblem: If decoder, scale and data have different widths.
+        """
+        check_width(decoded, x, self.log_scale)
         log_scale = self.log_scale.to(decoded.dtype)
         residual = torch.where(mask, x - decoded, 0.0) * torch.exp(-log_scale)
         each = -0.5 * residual.square() - log_scale - 0.5 * math.log(2 * math.pi)
@@ -143,8 +171,9 @@ class Bernoulli(Likelihood):
         """Log-probability in nats, [..., B].
 
         Raises:
-            InvalidProblem: If something seen is neither 0 nor 1.
+            InvalidProblem: If something seen is neither 0 nor 1, or the widths differ.
         """
+        check_width(decoded, x)
         wrong = mask & (x != 0) & (x != 1)
         if bool(wrong.any()):
             where = wrong.nonzero()[0].tolist()

@@ -23,7 +23,7 @@ class Observations:
     Args:
         x: Values, [B, T, D], floating.
         t: Times, [T] for all series or [B, T] for each; strictly increasing over what was seen.
-            Where nothing was seen they may hold anything.
+            Of the latter, those where nothing was seen may hold anything.
         mask: True where a value was seen: [B, T, D], or [B, T] for all features at once. None: all.
 
     Attributes:

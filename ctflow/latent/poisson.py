@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import InvalidProblem, Unsupported
-from ctflow.latent.likelihoods import Likelihood
+from ctflow.latent.likelihoods import Likelihood, check_width
 
 __all__ = ["PoissonProcess", "homogeneous_log_prob"]
 
@@ -74,8 +74,9 @@ class PoissonProcess(Likelihood):
         """Log-density of the events in nats, [..., B].
 
         Raises:
-            InvalidProblem: If a count is negative or there is no integral.
+            InvalidProblem: If a count is negative, there is no integral, or the widths differ.
         """
+        check_width(decoded, x)
         if integral is None:
             raise InvalidProblem(
                 "`integral` of the rate is needed, got None. Call elbo or LatentODE.path, which "

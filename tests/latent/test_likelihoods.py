@@ -8,7 +8,14 @@ from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Normal
 
 from ctflow.errors import InvalidProblem, Unsupported
-from ctflow.latent import Bernoulli, Gaussian, Joint, PoissonProcess, homogeneous_log_prob
+from ctflow.latent import (
+    Bernoulli,
+    Gaussian,
+    Joint,
+    Likelihood,
+    PoissonProcess,
+    homogeneous_log_prob,
+)
 
 torch.manual_seed(0)
 DECODED = torch.randn(3, 4, 5, 2, dtype=torch.float64)  # three samples of four series
@@ -117,3 +124,19 @@ def test_the_homogeneous_fit_is_best_at_the_mean_rate() -> None:
     best = homogeneous_log_prob(20, 5.0, 4.0)
     assert best > homogeneous_log_prob(20, 5.0, 4.1)
     assert best > homogeneous_log_prob(20, 5.0, 3.9)
+
+
+@pytest.mark.parametrize(
+    "likelihood", [Gaussian(0.1), Bernoulli(), PoissonProcess((0.0, 1.0))], ids=type
+)
+def test_a_decoder_of_another_width_is_refused(likelihood: Likelihood) -> None:
+    """Broadcasting would count one output for every feature."""
+    x = torch.ones(4, 5, 2, dtype=torch.float64)
+    with pytest.raises(InvalidProblem, match="the decoder must give"):
+        likelihood.log_prob(DECODED[..., :1], x, MASK, torch.zeros(3, 4, 1))
+
+
+def test_a_scale_of_another_width_is_refused() -> None:
+    """For the same reason."""
+    with pytest.raises(InvalidProblem, match="one number or 1, one for each feature, got 2"):
+        Gaussian([0.1, 0.2]).log_prob(DECODED[..., :1], X[..., :1], MASK[..., :1])
