@@ -90,8 +90,9 @@ def forecast(trained: Trained, at: Tensor) -> Tensor:
 def traversal(trained: Trained, n: int = 8) -> Tensor:
     """Decoded paths [n, T, 2] while one latent variable goes from end to end.
 
-    The variable is the one whose means differ most between the directions, in units of its
-    spread; the others stay at the mean of a spiral of the first direction.
+    Of each variable, through the posterior means of twenty test spirals, the first traversal is
+    taken that turns from one direction to the other once, with the widest path at its narrower
+    end; without any such, the one that is widest there.
     """
     _, test = data_of(trained.job)
     model = trained.model
@@ -99,22 +100,40 @@ def traversal(trained: Trained, n: int = 8) -> Tensor:
         raise TypeError("only a latent ODE has a latent space")
     x, t, mask = test.observed
     means = model.posterior(x, t, mask).mean
-    pair = means[test.direction > 0], means[test.direction < 0]
-    place = int(((pair[0].mean(0) - pair[1].mean(0)).abs() / means.std(0)).argmax())
-    z0 = means[0].repeat(n, 1)
-    low, high = means[:, place].min(), means[:, place].max()
-    z0[:, place] = torch.linspace(float(low), float(high), n)
-    return model.likelihood.mean(model.decoder(model.trajectory(z0, test.t[:N_SEEN])))
+    bases = means[:20]
+    ways = [_along(bases, means[:, k], k, n) for k in range(means.shape[1])]
+    starts = torch.stack(ways)  # [L, 20, n, L]
+    z = model.trajectory(starts.reshape(-1, means.shape[1]), test.t[:N_SEEN])
+    paths = model.likelihood.mean(model.decoder(z)).reshape(-1, n, *z.shape[1:2], 2)
+    area = _areas(paths)
+    once = _sign_changes(area) == 1
+    width = area[:, [0, -1]].abs().amin(dim=1)
+    return paths[int((width + 1e6 * once).argmax())]
 
 
-@torch.no_grad()
 def crossings(trained: Trained) -> int:
     """How often the signed area of the traversed paths changes its sign, from one to the next."""
-    path = traversal(trained)
-    step = path.diff(dim=1)
-    area = (path[:, :-1, 0] * step[..., 1] - path[:, :-1, 1] * step[..., 0]).sum(dim=1)
+    return int(_sign_changes(_areas(traversal(trained).unsqueeze(0)))[0])
+
+
+def _along(bases: Tensor, spread: Tensor, place: int, n: int) -> Tensor:
+    """Bases [S, L] with one variable at n values from its least to its largest, [S, n, L]."""
+    starts = bases.unsqueeze(1).repeat(1, n, 1)
+    starts[:, :, place] = torch.linspace(float(spread.min()), float(spread.max()), n)
+    return starts
+
+
+def _areas(paths: Tensor) -> Tensor:
+    """Signed area that each path [..., T, 2] sweeps about the origin, [...]."""
+    step = paths.diff(dim=-2)
+    swept = paths[..., :-1, 0] * step[..., 1] - paths[..., :-1, 1] * step[..., 0]
+    return 0.5 * swept.sum(dim=-1)
+
+
+def _sign_changes(area: Tensor) -> Tensor:
+    """How often a row of areas [S, n] changes its sign, [S]."""
     sign = torch.sign(area)
-    return int((sign[1:] != sign[:-1]).sum())
+    return (sign[:, 1:] != sign[:, :-1]).sum(dim=1)
 
 
 def two_means(x: Tensor, n_starts: int = 10) -> Tensor:
