@@ -51,11 +51,11 @@ class Config:
     seed: int = 0
     backend: str = "native"  # the one that trains
     cells: tuple[tuple[str, int], ...] = (("U1", 2), ("U3", 8), ("U4", 2))
-    cnf_iterations: int = 800
-    nf_iterations: int = 3000
+    cnf_iterations: int = 1000
+    nf_iterations: int = 4000
     batch: int = 256
     cnf_rate: float = 5e-3
-    nf_rate: float = 1e-3
+    nf_rate: float = 5e-3
     loose: float = 1e-3  # rtol and atol of the CNF's training
     tolerance: float = 1e-5  # of everything else: the paper's
     fresh: int = 20_000  # samples that a loss is the mean of

@@ -109,6 +109,11 @@ class ContinuousFlow(Distribution):
         return self.base.has_rsample
 
     @property
+    def field(self) -> Callable[..., Tensor]:
+        """The vector field, whose parameters are the flow's."""
+        return self.transform.transport.field
+
+    @property
     def solver(self) -> Solver:
         """How it solves."""
         return self.transform.transport.solver

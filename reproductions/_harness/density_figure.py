@@ -55,7 +55,10 @@ def matching_figure(
         places = [(kind, size) for kind in _MARKS for size in shown]
         for axes, (kind, size) in zip(row[1:-1], places, strict=True):
             found = images.get((target, kind, size))
-            axes.set_axis_off() if found is None else show_density(axes, found)
+            if found is None:
+                axes.set_axis_off()
+                continue
+            show_density(axes, found)
             axes.set_title(f"{kind}, {'K' if kind == 'NF' else 'M'} = {size}", fontsize=9)
         _draw_losses(row[-1], [cell for cell in cells if cell.target == target])
     grid[0][0].set_title("target", fontsize=9)
