@@ -54,8 +54,8 @@ class Config:
     cnf_iterations: int = 1000
     nf_iterations: int = 4000
     batch: int = 256
-    cnf_rate: float = 5e-3
-    nf_rate: float = 5e-3
+    cnf_rate: float = 2e-2
+    nf_rate: float = 2e-2
     loose: float = 1e-3  # rtol and atol of the CNF's training
     tolerance: float = 1e-5  # of everything else: the paper's
     fresh: int = 20_000  # samples that a loss is the mean of
