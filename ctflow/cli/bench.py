@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from ctflow.cli.checkout import find_root
+from ctflow.cli.options import Check, Preset, Root, settings
 from ctflow.cli.output import one_line_errors
-from ctflow.cli.reproduce import Preset
 from ctflow.errors import CtflowError
 
 __all__ = ["bench"]
@@ -66,13 +66,8 @@ def bench(
             " the user's cache directory."
         ),
     ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(help="Source checkout; otherwise found from the working directory upwards."),
-    ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit with code 1 if a target or a band is missed.")
-    ] = False,
+    root: Root = None,
+    check: Check = False,
 ) -> None:
     """Time ctflow's backends beside torchdiffeq, torchode and diffrax, interleaved.
 
@@ -92,7 +87,6 @@ def bench(
                 f"the benchmarks have no preset {preset.value!r}; there are: "
                 f"{', '.join(driver.PRESETS)}. Take one of these."
             )
-        config: Any = driver.PRESETS[preset.value]
         given = {
             "threads": threads,
             "rounds": repeats,
@@ -103,6 +97,7 @@ def bench(
             "command": _command(workloads or [], preset, threads, repeats, only, skip or [], seed),
         }
         changes = {key: value for key, value in given.items() if value is not None}
+        config: Any = settings(driver, "bench", preset, changes)
         records = driver.main(workloads or [], replace(config, **changes))
     if check and not all(driver.passed(record) for record in records):
         raise typer.Exit(1)

@@ -9,7 +9,7 @@ import typer
 
 from ctflow.backends.protocol import Gradient, Solver
 from ctflow.cli.output import one_line_errors
-from ctflow.cli.target import Dtype, load_problem
+from ctflow.cli.target import Dtype, load_problem, users_code
 from ctflow.testing import certify as certify_solver
 
 __all__ = ["certify"]
@@ -47,7 +47,8 @@ def certify(
         problem = load_problem(target, shape, times, dtype.torch, seed)
         chosen: Gradient | None = gradient  # pyright: ignore[reportAssignmentType] - Solver checks it
         solver = Solver(backend, method, rtol, atol, gradient=chosen)
-        found = certify_solver(problem, solver, accuracy=accuracy, seed=seed)
+        with users_code(target):
+            found = certify_solver(problem, solver, accuracy=accuracy, seed=seed)
     typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
     if not found.adequate:
         raise typer.Exit(1)

@@ -8,8 +8,9 @@ from typing import Annotated
 import torch
 import typer
 
+from ctflow.backends import available
 from ctflow.cli.output import one_line_errors
-from ctflow.cli.target import Dtype, find, find_field, parse_shape, parse_times
+from ctflow.cli.target import Dtype, find_field, find_function, parse_shape, parse_times
 from ctflow.testing import (
     Autonomous,
     Conserves,
@@ -47,7 +48,10 @@ def check(
     ] = False,
     flow: Annotated[bool, typer.Option("--flow", help="Two solves make one; back again.")] = False,
     compiled: Annotated[
-        bool, typer.Option("--compiled/--no-compiled", help="Ask the compiled backend too.")
+        bool,
+        typer.Option(
+            "--compiled/--no-compiled", help="Ask the compiled backend too: some tens of seconds."
+        ),
     ] = True,
     examples: Annotated[int, typer.Option(min=1, help="Places to look at.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the examples.")] = 0,
@@ -70,7 +74,9 @@ def check(
             (flow, FlowProperty()),
         ]
         laws = [law for wanted, law in declared if wanted]
-        laws += [Conserves(find(name), f"conserves {name}") for name in conserves or []]
+        if compiled and "compiled" in available():
+            typer.echo(f"compiling {target}; --no-compiled leaves that out", err=True)
+        laws += [Conserves(find_function(name), f"conserves {name}") for name in conserves or []]
         report = inspect_dynamics(
             find_field(target, dtype.torch),
             torch.zeros(parse_shape(shape, target), dtype=dtype.torch),

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from ctflow.backends import get
 from ctflow.backends.protocol import Gradient, Solver
 from ctflow.cli.output import one_line_errors
-from ctflow.cli.target import Dtype, load_problem
+from ctflow.cli.target import Dtype, load_problem, users_code
 from ctflow.errors import CtflowError
 from ctflow.testing import compare as compare_solvers
 
@@ -30,7 +31,9 @@ def compare(
     times: Annotated[str, typer.Option(help="Output times, the start first.")] = "0,1",
     solver: Annotated[
         list[str] | None,
-        typer.Option(help="backend or backend:gradient; again for more; else all of them."),
+        typer.Option(
+            help="backend or backend:gradient; again for more; else all that do not compile first."
+        ),
     ] = None,
     rtol: Annotated[
         float | None, typer.Option(help="Tolerance, relative and absolute; else the default.")
@@ -56,10 +59,11 @@ def compare(
     with one_line_errors(context):
         problem = load_problem(target, shape, times, dtype.torch, seed)
         solvers = [_solver(text) for text in solver] if solver else None
-        table = compare_solvers(problem, solvers, rtol=rtol, repeats=repeats, seed=seed)
+        with users_code(target):
+            table = compare_solvers(problem, solvers, rtol=rtol, repeats=repeats, seed=seed)
     typer.echo(table.to_json() if as_json else str(table))
     failed = any(row.failure for row in table.rows)
-    if most is not None and (failed or not table.widest <= most):
+    if failed or (most is not None and not table.widest <= most):
         raise typer.Exit(1)
 
 
@@ -70,4 +74,5 @@ def _solver(text: str) -> Solver:
             f"`--solver` must read backend or backend:gradient, got {text!r}. "
             f"The gradients are {', '.join(_GRADIENTS)}."
         )
+    get(backend)  # raises if there is no such backend
     return Solver(backend=backend, gradient=_GRADIENTS.get(gradient))

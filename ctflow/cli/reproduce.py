@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields, replace
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ctflow.cli.checkout import find_root, load_script
+from ctflow.cli.options import Check, Preset, Root, settings
 from ctflow.cli.output import one_line_errors
-from ctflow.errors import CtflowError
 
-__all__ = ["Preset", "reproduce"]
-
-
-class Preset(StrEnum):
-    """How much work to do."""
-
-    SMOKE = "smoke"
-    QUICK = "quick"
-    FULL = "full"
-    PAPER = "paper"
+__all__ = ["reproduce"]
 
 
 def reproduce(
@@ -42,19 +31,14 @@ def reproduce(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of data split and training.")
     ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(help="Source checkout; otherwise found from the working directory upwards."),
-    ] = None,
+    root: Root = None,
     minutes: Annotated[
         float | None,
         typer.Option(
             min=0.0, help="Stop after about so long; the same command goes on from there."
         ),
     ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit with code 1 if a number misses its band.")
-    ] = False,
+    check: Check = False,
 ) -> None:
     """Run a reproduction: our numbers beside the accepted bands, results as JSON and PNG.
 
@@ -71,25 +55,6 @@ def reproduce(
         script: Any = load_script(find_root(Path.cwd(), root), name)
         given = {"backend": backend, "seed": seed, "minutes": minutes}
         changes = {key: value for key, value in given.items() if value is not None}
-        record = script.main(replace(_config(script, name, preset, changes), **changes))
+        record = script.main(replace(settings(script, name, preset, changes), **changes))
     if check and not all(band["passed"] for band in record["bands"]):
         raise typer.Exit(1)
-
-
-def _config(script: Any, name: str, preset: Preset, changes: Mapping[str, object]) -> Any:  # noqa: ANN401
-    """The settings of a preset.
-
-    Raises:
-        CtflowError: If the script has no such preset, or not one of the settings.
-    """
-    if preset.value not in script.PRESETS:
-        raise CtflowError(
-            f"{name} has no preset {preset.value!r}; there are: {', '.join(script.PRESETS)}. "
-            "Take one of these."
-        )
-    config = script.PRESETS[preset.value]
-    known = {field.name for field in fields(config)}
-    unknown = [f"--{key}" for key in changes if key not in known]
-    if unknown:
-        raise CtflowError(f"{name} takes no {' and '.join(unknown)}. Leave it out.")
-    return config

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,16 @@ from torch import nn
 from ctflow.errors import CtflowError
 from ctflow.problem import ODEProblem
 
-__all__ = ["Dtype", "find", "find_field", "load_problem", "parse_shape", "parse_times"]
+__all__ = [
+    "Dtype",
+    "find",
+    "find_field",
+    "find_function",
+    "load_problem",
+    "parse_shape",
+    "parse_times",
+    "users_code",
+]
 
 
 class Dtype(StrEnum):
@@ -51,6 +62,40 @@ def find(target: str) -> Any:  # noqa: ANN401
     return found
 
 
+def find_function(target: str) -> Callable[..., Any]:
+    """The function that a target names.
+
+    Raises:
+        CtflowError: If it is not callable.
+    """
+    found = find(target)
+    if not callable(found):
+        raise CtflowError(
+            f"{target!r} must be a function of the state, got {type(found).__name__}. Name one."
+        )
+    return found
+
+
+@contextmanager
+def users_code(target: str) -> Generator[None]:
+    """Say in one line what somebody's code raised, and where.
+
+    Raises:
+        CtflowError: In place of anything that is none of ctflow's own errors.
+    """
+    try:
+        yield
+    except CtflowError:
+        raise
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        where = f" at {line.filename}:{line.lineno}" if line.filename else ""
+        raise CtflowError(
+            f"{target!r} raised {type(error).__name__}: {error}{where}. "
+            "Repair it; `ctflow --debug` shows the traceback."
+        ) from error
+
+
 def find_field(target: str, dtype: torch.dtype) -> Callable[..., Any]:
     """The vector field that a target names; a class, or a function of nothing, is called first.
 
@@ -58,7 +103,8 @@ def find_field(target: str, dtype: torch.dtype) -> Callable[..., Any]:
         CtflowError: If it is not callable.
     """
     found = find(target)
-    made = found() if isinstance(found, type) else found
+    with users_code(target):
+        made = found() if isinstance(found, type) else found
     if isinstance(made, nn.Module):
         return made.to(dtype)
     if not callable(made):
@@ -121,10 +167,14 @@ def _module(place: str) -> Any:  # noqa: ANN401
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
     try:
-        return importlib.import_module(place)
-    except ImportError as error:
+        with users_code(place):
+            return importlib.import_module(place)
+    except CtflowError as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError):
+            raise
         raise CtflowError(
-            f"{place!r} cannot be imported: {error}. Check the name, or give the path of the file."
+            f"{place!r} cannot be imported: {error.__cause__}. Check the name, or give the path "
+            "of the file."
         ) from error
 
 
@@ -134,5 +184,6 @@ def _file(path: Path) -> Any:  # noqa: ANN401
         raise CtflowError(f"there is no Python file {str(path)!r}. Check the path.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses look their module up while it runs
-    spec.loader.exec_module(module)
+    with users_code(str(path)):
+        spec.loader.exec_module(module)
     return module

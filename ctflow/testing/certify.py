@@ -3,106 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctflow.api import as_solver
 from ctflow.backends import registry
-from ctflow.backends.protocol import Gradient as Method
 from ctflow.backends.protocol import Solver, Tolerances, check, resolve
 from ctflow.errors import CtflowError, InvalidProblem
 from ctflow.problem import ODEProblem
 from ctflow.state import leaves_of
-from ctflow.testing.asked import Asked, Gradient, Loss, default_loss, frozen, on_grid
+from ctflow.testing.asked import Asked, Gradient, Loss, default_loss
+from ctflow.testing.certificate import Certificate, Measured, written
+from ctflow.testing.reference import frozen, on_grid
+from ctflow.testing.routes import prompt
 
-__all__ = ["Certificate", "Measured", "certify"]
+__all__ = ["certify"]
 
 _NODES = 512  # of the reference, evenly spread: what is shorter than T / 512 may go unseen
 _FINEST = 1e-12
 _STEPS = (16, 64, 256, 1024)  # fixed steps over the interval, where no tolerance will do
-_METHODS: tuple[Method, ...] = ("checkpointed", "direct", "adjoint")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one solver came to.
-
-    Args:
-        solver: The settings.
-        value_error: Largest relative error of an output.
-        gradient_error: Largest relative error of a part of the gradient.
-        n_f_evals: Evaluations of `f`, forward and backward, of the sample that took most.
-        failure: Why there is no result, or what it says itself against its gradient.
-    """
-
-    solver: str
-    value_error: float
-    gradient_error: float
-    n_f_evals: int
-    failure: str = ""
-
-    def within(self, accuracy: float) -> bool:
-        """Whether both errors are small enough, and nothing was said against them."""
-        return max(self.value_error, self.gradient_error) <= accuracy and not self.failure
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """Whether a tolerance is good enough, and what would be.
-
-    Args:
-        accuracy: Relative error that was called good enough.
-        asked: The solver that was asked about.
-        tenth: The same at a tenth of its tolerances.
-        second: Another backend at these; None where there is none.
-        verdict: "adequate" or "not adequate".
-        why: In a sentence or two.
-        recommended: The cheapest settings found that are good enough; None if none were.
-        recommended_cost: What these came to.
-    """
-
-    accuracy: float
-    asked: Measured
-    tenth: Measured
-    second: Measured | None
-    verdict: Literal["adequate", "not adequate"]
-    why: str
-    recommended: Solver | None
-    recommended_cost: Measured | None
-
-    @property
-    def adequate(self) -> bool:
-        """Whether the solver that was asked about is good enough."""
-        return self.verdict == "adequate"
-
-    def as_dict(self) -> dict[str, object]:
-        """Plain data, for JSON."""
-        found: dict[str, object] = asdict(replace(self, recommended=None))
-        found["recommended"] = None if self.recommended is None else _written(self.recommended)
-        return found
-
-    def __str__(self) -> str:
-        """The verdict, the measurements, the recommendation."""
-        lines = [
-            f"{self.verdict}: {self.why}",
-            "",
-            f"{'':38} value error  gradient error  evaluations",
-        ]
-        for name, row in (("asked", self.asked), ("a tenth", self.tenth), ("second", self.second)):
-            if row is not None:
-                lines.append(_row(name, row))
-        if self.recommended is not None and self.recommended_cost is not None:
-            lines += [
-                _row("recommended", self.recommended_cost),
-                "",
-                f"use {_written(self.recommended)}",
-            ]
-        elif not self.adequate:
-            lines += ["", "no settings were found that are good enough"]
-        return "\n".join(lines)
 
 
 def certify(
@@ -184,7 +106,7 @@ class _Judge:
 
     def measure(self, solver: Solver) -> Measured:
         """Errors and cost of a solver; what it raises is its failure."""
-        name = _written(solver)
+        name = written(solver)
         try:
             found = self.asked.gradient(solver)
         except CtflowError as error:
@@ -246,8 +168,8 @@ def _tighter(solver: Solver, k: int) -> Solver:
 def _second(judge: _Judge, full: Solver) -> Measured | None:
     """Another backend, at a tenth of the tolerances; tighter where that is its own trouble."""
     first = registry.get(full.backend).name
-    for name in registry.available():
-        if name in (first, "compiled"):  # compiled is native's own mathematics
+    for name in prompt():  # what compiles is native's own mathematics
+        if name == first:
             continue
         plain = Solver(backend=name, rtol=full.rtol, atol=full.atol, max_steps=full.max_steps)
         rtol = plain.rtol or 1e-6
@@ -316,21 +238,3 @@ def _why(now: Measured, tenth: Measured, second: Measured | None, accuracy: floa
         return f"at a tenth of the tolerance it is not: {tenth.failure or 'errors grow'}"
     name = "none" if second is None else second.solver
     return f"a second backend, {name}, disagrees"
-
-
-def _written(solver: Solver) -> str:
-    """Settings as they would be written, without what stands for itself."""
-    name = solver.backend if isinstance(solver.backend, str) else solver.backend.name
-    parts = [f"backend={name!r}"]
-    for key in ("method", "rtol", "atol", "step", "gradient", "coupling", "backward"):
-        value = getattr(solver, key)
-        if value is not None and (key, value) not in (("method", "dopri5"), ("coupling", "shared")):
-            shown = f"{value:.3g}" if isinstance(value, float) else repr(value)
-            parts.append(f"{key}={shown}")
-    return f"Solver({', '.join(parts)})"
-
-
-def _row(name: str, row: Measured) -> str:
-    what = row.failure if row.n_f_evals == 0 else ""
-    numbers = f"{row.value_error:11.1e}  {row.gradient_error:14.1e}  {row.n_f_evals:11d}"
-    return f"{name:12} {what or numbers:>65}\n    {row.solver}"

@@ -19,7 +19,7 @@ from ctflow.testing.derivatives import reach
 from ctflow.testing.examples import Box, Case, shrink
 from ctflow.testing.laws import Law
 from ctflow.testing.properties import PROPERTIES, Property
-from ctflow.testing.report import Finding, Report
+from ctflow.testing.report import Finding, Report, reporting
 from ctflow.testing.subject import Subject
 
 __all__ = ["check_dynamics", "inspect_dynamics"]
@@ -77,34 +77,6 @@ def check_dynamics(
         ...     print(error.report.failed)
         ('repeatable',)
     """
-    return inspect_dynamics(
-        f,
-        states,
-        times,
-        args=args,
-        laws=laws,
-        box=box,
-        batched=batched,
-        compiled=compiled,
-        examples=examples,
-        seed=seed,
-    ).raise_if_failed()
-
-
-def inspect_dynamics(
-    f: Callable[..., Any],
-    states: State,
-    times: Sequence[float] = (0.0, 1.0),
-    *,
-    args: Any = None,  # noqa: ANN401 - handed to f as it is
-    laws: Iterable[Law] = (),
-    box: tuple[float, float] = (-2.0, 2.0),
-    batched: bool | None = None,
-    compiled: bool = True,
-    examples: int = 10,
-    seed: int = 0,
-) -> Report:
-    """The report of `check_dynamics`, whatever it says."""
     problem = ODEProblem(f, states, torch.tensor([times[0], times[-1]]), args=args)
     leaves = leaves_of(problem.y0)
     if batched is None:
@@ -123,8 +95,10 @@ def inspect_dynamics(
         f"{subject.name}, {examples} examples with t in [{where.t0:g}, {where.t1:g}] and y in "
         f"[{where.low:g}, {where.high:g}]"
     )
-    return Report(title, tuple(findings))
+    return Report(title, tuple(findings)).raise_if_failed()
 
+
+inspect_dynamics = reporting(check_dynamics)
 
 _COMPARED = ("structure", "repeatable", "inputs", "finite")
 

@@ -16,14 +16,13 @@ from ctflow.backends.protocol import Solver
 from ctflow.errors import CtflowError
 from ctflow.problem import ODEProblem
 from ctflow.state import leaves_of
-from ctflow.testing.asked import Asked, Gradient, Loss, frozen, on_grid
-from ctflow.testing.gradients import every_solver, label
-from ctflow.testing.memory import peak_bytes
+from ctflow.testing.asked import Asked, Gradient, Loss
+from ctflow.testing.memory import LiveStorage
+from ctflow.testing.reference import frozen, on_grid
+from ctflow.testing.report import plain
+from ctflow.testing.routes import COMPILING, every_solver, label, left_out
 
 __all__ = ["Comparison", "Row", "compare"]
-
-_UNSEEN = frozenset({"compiled"})
-"""Backends whose programs allocate where no operator of torch passes."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +59,17 @@ class Comparison:
     Args:
         rows: The rows.
         reference: What they are compared with.
+        left_out: Installed backends that are not among them, because they compile first.
     """
 
     rows: tuple[Row, ...]
     reference: str
+    left_out: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
-        return {"reference": self.reference, "rows": [asdict(row) for row in self.rows]}
+        rows = [plain(asdict(row)) for row in self.rows]
+        return {"reference": self.reference, "rows": rows, "left_out": list(self.left_out)}
 
     @property
     def widest(self) -> float:
@@ -91,6 +93,8 @@ class Comparison:
                 f"{1e3 * row.seconds:7.1f}  {_kilobytes(row.n_bytes):>6}{mark}"
             )
         lines.append(f"value, gradient: relative difference from {self.reference}")
+        for name in self.left_out:
+            lines.append(f"{name} is left out: it compiles first; name it to have it here")
         if any(row.doubted for row in self.rows):
             lines.append("(!) says itself that its gradient is in doubt")
         return "\n".join(lines)
@@ -113,7 +117,8 @@ def compare(
 
     Args:
         problem: What is asked.
-        solvers: Which; None: each installed backend with each gradient method it offers.
+        solvers: Which; None: each installed backend with each gradient method it offers, but for
+            those that compile first: they are taken where they are named.
         loss: Scalar of the outputs that is differentiated; None: all of them, weighted at random.
         rtol: Tolerance, relative and absolute, of the solvers where they name none; None: the
             default of the dtype.
@@ -149,7 +154,8 @@ def compare(
         own = solver.rtol is not None or solver.step is not None or rtol is None
         full = solver if own else replace(solver, rtol=rtol, atol=solver.atol or rtol)
         rows.append(_row(asked, full, reference, repeats))
-    return Comparison(tuple(rows), f"a solve at {tight:.1g} on fixed steps")
+    absent = left_out() if solvers is None else ()
+    return Comparison(tuple(rows), f"a solve at {tight:.1g} on fixed steps", absent)
 
 
 def _kilobytes(n_bytes: int | None) -> str:
@@ -163,8 +169,11 @@ def _row(asked: Asked, solver: Solver, reference: Gradient, repeats: int) -> Row
     except CtflowError as error:
         nothing = (math.nan, math.nan, 0, 0, math.nan, None, False)
         return Row(name, *nothing, " ".join(str(error).split()))
-    seen = found.solution.stats.solver.backend not in _UNSEEN
-    n_bytes = peak_bytes(lambda: asked.gradient(solver)) if seen else None
+    n_bytes = None
+    if found.solution.stats.solver.backend not in COMPILING:  # programs allocate out of sight
+        with LiveStorage() as storage:
+            asked.gradient(solver)
+        n_bytes = storage.peak
     times: list[float] = []
     for _ in range(repeats):
         began = time.perf_counter()

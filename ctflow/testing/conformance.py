@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from ctflow.backends import registry
 from ctflow.backends.protocol import Backend, Solver
-from ctflow.testing import forward_demands as forward
+from ctflow.testing import conduct_demands as conduct
 from ctflow.testing import gradient_demands as gradients
+from ctflow.testing import value_demands as values
 from ctflow.testing.bench import Bench
-from ctflow.testing.gradients import label
-from ctflow.testing.report import Finding, Report
+from ctflow.testing.report import Finding, Report, reporting
+from ctflow.testing.routes import label
 
 __all__ = ["inspect_backend", "run_backend_conformance"]
 
@@ -34,32 +35,32 @@ class _Demand:
 
 
 _FORWARD = (
-    _Demand("honest", forward.honest, "`features` and `refuse` say different things."),
-    _Demand("inputs", forward.inputs_kept, "a buffer of the caller is used for the result."),
+    _Demand("honest", conduct.honest, "`features` and `refuse` say different things."),
+    _Demand("inputs", values.inputs_kept, "a buffer of the caller is used for the result."),
     _Demand(
         "closed_form",
-        forward.closed_form,
+        values.closed_form,
         "a wrong coefficient, a step that is not cut at t1, or tolerances that are not passed on.",
     ),
     _Demand(
         "precision",
-        forward.precision,
+        values.precision,
         "states or times pass through float32, or tolerances have a floor.",
     ),
     _Demand(
         "between_steps",
-        forward.between_steps,
+        values.between_steps,
         "an interpolant of lower order than the steps; end a step at every output instead.",
     ),
-    _Demand("methods", forward.methods, "a method under a name that means another one."),
-    _Demand("fixed_steps", forward.fixed_steps, "`step` is not passed on, or sets a maximum."),
-    _Demand("inside", forward.inside, "the last step is not cut at t1 before it is tried."),
-    _Demand("failures", forward.failures, "a failure is not looked for, or told as a number."),
-    _Demand("max_steps", forward.max_steps, "the library counts anew in each output interval."),
-    _Demand("per_sample", forward.per_sample, "one norm or one step size for the whole batch."),
-    _Demand("statistics", forward.statistics, "evaluations of the first step are not counted."),
+    _Demand("methods", values.methods, "a method under a name that means another one."),
+    _Demand("fixed_steps", values.fixed_steps, "`step` is not passed on, or sets a maximum."),
+    _Demand("inside", conduct.inside, "the last step is not cut at t1 before it is tried."),
+    _Demand("failures", conduct.failures, "a failure is not looked for, or told as a number."),
+    _Demand("max_steps", conduct.max_steps, "the library counts anew in each output interval."),
+    _Demand("per_sample", conduct.per_sample, "one norm or one step size for the whole batch."),
+    _Demand("statistics", conduct.statistics, "evaluations of the first step are not counted."),
     _Demand(
-        "structures", forward.structures, "leaves are packed in one order, unpacked in another."
+        "structures", values.structures, "leaves are packed in one order, unpacked in another."
     ),
 )
 _CAPTURES = (
@@ -141,19 +142,6 @@ def run_backend_conformance(
         >>> run_backend_conformance("native", examples=2).ok
         True
     """
-    report = inspect_backend(backend, method=method, examples=examples, kinds=kinds, seed=seed)
-    return report.raise_if_failed()
-
-
-def inspect_backend(
-    backend: str | Backend,
-    *,
-    method: str | None = None,
-    examples: int = 20,
-    kinds: int | None = None,
-    seed: int = 0,
-) -> Report:
-    """The report of `run_backend_conformance`, whatever it says."""
     bench = Bench(registry.get(backend), method, examples, seed, kinds)
     findings = [_look(bench, demand, tuple(bench.forward_routes())) for demand in _FORWARD]
     routes = tuple(bench.gradient_routes())
@@ -165,7 +153,11 @@ def inspect_backend(
     findings.append(_random(bench, routes, findings))
     couplings = ", ".join(bench.couplings)
     methods = ", ".join(bench.gradients) or "no gradients"
-    return Report(f"backend {bench.backend.name!r} ({couplings}; {methods})", tuple(findings))
+    report = Report(f"backend {bench.backend.name!r} ({couplings}; {methods})", tuple(findings))
+    return report.raise_if_failed()
+
+
+inspect_backend = reporting(run_backend_conformance)
 
 
 def _look(bench: Bench, demand: _Demand, routes: Iterable[Solver]) -> Finding:

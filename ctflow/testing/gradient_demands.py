@@ -13,9 +13,10 @@ from ctflow.backends.captures import pull
 from ctflow.backends.protocol import Feature, Solver
 from ctflow.errors import CtflowError, GradientWarning
 from ctflow.problem import ODEProblem
-from ctflow.testing.asked import Asked, growth
+from ctflow.testing.asked import Asked
 from ctflow.testing.bench import FLOAT, RTOL, Bench, Known, gap
 from ctflow.testing.gradients import SLACK
+from ctflow.testing.reference import growth
 from ctflow.testing.trials import random_recipe
 
 __all__ = [

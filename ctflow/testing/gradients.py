@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 
 from ctflow.api import as_solver
-from ctflow.backends import registry
 from ctflow.backends.native.control import OnGrid
-from ctflow.backends.protocol import Gradient as Method
-from ctflow.backends.protocol import Solver, check, resolve
+from ctflow.backends.protocol import Solver
 from ctflow.errors import CtflowError, Unsupported
 from ctflow.problem import ODEProblem
-from ctflow.testing.asked import Asked, Gradient, Loss, difference_along, frozen, growth, on_grid
-from ctflow.testing.report import Finding, Report
+from ctflow.testing.asked import Asked, Gradient, Loss
+from ctflow.testing.reference import difference_along, frozen, growth, on_grid
+from ctflow.testing.report import Finding, Report, reporting
+from ctflow.testing.routes import every_solver, label, left_out
 
-__all__ = ["SLACK", "check_gradients", "every_solver", "inspect_gradients", "label"]
+__all__ = ["SLACK", "check_gradients", "inspect_gradients"]
 
-_METHODS: tuple[Method, ...] = ("direct", "checkpointed", "adjoint")
 SLACK = 1e3
 """Tolerances that a gradient may be off beside the growth of errors. At outputs inside a step the
 interpolant's error is controlled by nobody: gradients of dopri5, ours and others', were seen to be
@@ -40,7 +39,9 @@ def check_gradients(
 
     Args:
         problem: What is asked, in float64.
-        solvers: Which to look at; None: each installed backend with each gradient it offers.
+        solvers: Which to look at; None: each installed backend with each gradient it offers. One
+            that compiles first is left out, and the report says so: it is taken where it is named,
+            as in `every_solver(problem, ["native", "compiled"])`.
         loss: Scalar of the outputs that is differentiated; None: all of them, weighted at random.
         rtol: Tolerance of the solvers where they name none; theirs decides what is accepted.
         seed: Of the weights and directions.
@@ -64,18 +65,6 @@ def check_gradients(
         >>> check_gradients(problem, [Solver(gradient="adjoint")]).ok
         True
     """
-    return inspect_gradients(problem, solvers, loss=loss, rtol=rtol, seed=seed).raise_if_failed()
-
-
-def inspect_gradients(
-    problem: ODEProblem,
-    solvers: Iterable[Solver | str] | None = None,
-    *,
-    loss: Loss | None = None,
-    rtol: float = 1e-7,
-    seed: int = 0,
-) -> Report:
-    """The report of `check_gradients`, whatever it says."""
     asked = Asked.of(problem, loss, seed)
     grid = frozen(asked.problem)
     reference = asked.gradient(on_grid(grid))
@@ -86,27 +75,14 @@ def inspect_gradients(
         given = solver.rtol is not None or solver.step is not None
         tolerant = solver if given else replace(solver, rtol=rtol, atol=solver.atol or rtol)
         findings.append(_of_solver(asked, tolerant, reference, grown))
-    return Report(f"gradients with respect to {', '.join(asked.parts)}", tuple(findings))
+    for name in left_out() if solvers is None else ():
+        why = f"it compiles first; ask for it: every_solver(problem, [{name!r}])"
+        findings.append(Finding(name, "skipped", why))
+    report = Report(f"gradients with respect to {', '.join(asked.parts)}", tuple(findings))
+    return report.raise_if_failed()
 
 
-def every_solver(problem: ODEProblem) -> Iterator[Solver]:
-    """Each installed backend with each gradient method that it does not refuse for the problem."""
-    for name in registry.available():
-        backend = registry.get(name)
-        for gradient in _METHODS:
-            solver = Solver(backend=name, gradient=gradient)
-            try:
-                check(problem, resolve(problem, solver, backend), backend)
-            except CtflowError:
-                continue
-            yield solver
-
-
-def label(solver: Solver) -> str:
-    """A solver in few words."""
-    name = solver.backend if isinstance(solver.backend, str) else solver.backend.name
-    parts = [name, *(str(x) for x in (solver.gradient, solver.method, solver.coupling) if x)]
-    return " ".join(parts)
+inspect_gradients = reporting(check_gradients)
 
 
 def _by_differences(

@@ -1,4 +1,4 @@
-"""How much tensor storage a call keeps alive at its peak."""
+"""How much tensor storage is alive: every allocation seen, every release noticed."""
 
 from __future__ import annotations
 
@@ -12,26 +12,34 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ctflow.state import leaves_of
 
-__all__ = ["peak_bytes"]
+__all__ = ["LiveStorage"]
 
 
-def peak_bytes(run: Callable[[], object]) -> int:
-    """Most bytes of tensor storage alive at once, of what operators inside the call made.
+class LiveStorage(TorchDispatchMode):
+    """A context that adds up the storage of the tensors that operations inside it made.
 
-    What an operator allocates and frees within itself does not count.
+    Every operator of torch passes through it, in the forward and in the backward pass. A storage
+    counts from the operator that made it until its last owner lets go of it, be that a variable, a
+    view, or a node of autograd's graph. What existed before, such as parameters, does not count,
+    nor does what an operator allocates and frees within itself.
+
+    Attributes:
+        live: Bytes alive now.
+        peak: Most bytes that were alive at once.
+
+    Example:
+        >>> x = torch.ones(100, dtype=torch.float64)
+        >>> with LiveStorage() as storage:
+        ...     y = (2 * x).sum()
+        >>> storage.live, storage.peak
+        (8, 808)
     """
-    with _Alive() as alive:
-        run()
-    return alive.peak
-
-
-class _Alive(TorchDispatchMode):
-    """Sees every operator, and adds up the storages that came and have not gone."""
 
     def __init__(self) -> None:
+        """Nothing is alive."""
         super().__init__()
+        self.live = 0
         self.peak = 0
-        self._live = 0
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(
@@ -42,6 +50,7 @@ class _Alive(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         """Run an operator and look at what it took and gave."""
+        del types
         named = kwargs or {}
         for storage in _storages((args, named)):  # of before: an alias of it is no allocation
             self._see(storage, 0)
@@ -57,11 +66,11 @@ class _Alive(TorchDispatchMode):
 
         def released(_: object) -> None:
             del self._known[key]
-            self._live -= n_bytes
+            self.live -= n_bytes
 
         self._known[key] = weakref.ref(storage, released)
-        self._live += n_bytes
-        self.peak = max(self.peak, self._live)
+        self.live += n_bytes
+        self.peak = max(self.peak, self.live)
 
 
 def _storages(tree: object) -> Iterator[torch.UntypedStorage]:

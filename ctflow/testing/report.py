@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Literal, TypeAlias
+from math import isfinite
+from typing import Any, Literal, ParamSpec, TypeAlias, cast
 
 from ctflow.errors import CheckFailed
+from ctflow.state import map_leaves
 
-__all__ = ["Finding", "Outcome", "Report"]
+__all__ = ["Finding", "Outcome", "Report", "plain", "reporting"]
 
 Outcome: TypeAlias = Literal["passed", "failed", "skipped", "note"]
+
+P = ParamSpec("P")
 
 _WIDTH = 96
 
@@ -115,6 +120,25 @@ class Report:
         for finding in self.having("note"):
             lines += finding.lines()
         return "\n".join(lines)
+
+
+def plain(data: Any) -> Any:  # noqa: ANN401
+    """Nested plain data as JSON can write it: None for what is infinite or no number."""
+    return map_leaves(lambda x: None if isinstance(x, float) and not isfinite(x) else x, data)
+
+
+def reporting(check: Callable[P, Report]) -> Callable[P, Report]:
+    """A check that hands its report back whatever it says."""
+
+    def inspect(*args: P.args, **kwargs: P.kwargs) -> Report:
+        try:
+            return check(*args, **kwargs)
+        except CheckFailed as error:
+            return cast("Report", error.report)
+
+    inspect.__doc__ = f"The report of `{check.__name__}`, whatever it says."
+    inspect.__wrapped__ = check  # pyright: ignore - for inspect.signature
+    return inspect
 
 
 def _wrap(text: str, indent: str) -> str:

@@ -6,21 +6,19 @@ hypothesis, which `pip install ctflow[testing]` brings.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ctflow.backends import registry
-from ctflow.backends.protocol import Gradient, Solver, check, resolve
-from ctflow.errors import CtflowError
+from ctflow.backends.protocol import Solver
 from ctflow.problem import ODEProblem
 from ctflow.state import leaves_of
+from ctflow.testing.routes import every_solver
 from ctflow.testing.trials import FIELDS, STRUCTURES, RandomField, Recipe
 
 __all__ = ["dynamics", "ode_problems", "recipes", "solvers", "states", "time_grids"]
-
-_METHODS: tuple[Gradient, ...] = ("direct", "checkpointed", "adjoint")
 
 
 @st.composite
@@ -128,23 +126,10 @@ def solvers(
     Args:
         draw: Given by hypothesis.
         problem: What they shall solve.
-        backend: One of them only.
+        backend: One of them only; None: any that begins without compiling.
         tightest: Tolerances go down to 10 to the minus this.
         loosest: And up to 10 to the minus this.
     """
-    names = registry.available() if backend is None else (backend,)
-    routes: list[tuple[str, Gradient]] = [
-        (name, g) for name in names for g in _METHODS if _accepts(problem, name, g)
-    ]
-    name, gradient = draw(st.sampled_from(routes))
+    routes = list(every_solver(problem, None if backend is None else (backend,)))
     tolerance = 10.0 ** -draw(st.integers(loosest, tightest))
-    return Solver(backend=name, gradient=gradient, rtol=tolerance, atol=tolerance)
-
-
-def _accepts(problem: ODEProblem, name: str, gradient: Gradient) -> bool:
-    backend = registry.get(name)
-    try:
-        check(problem, resolve(problem, Solver(backend=name, gradient=gradient), backend), backend)
-    except CtflowError:
-        return False
-    return True
+    return replace(draw(st.sampled_from(routes)), rtol=tolerance, atol=tolerance)

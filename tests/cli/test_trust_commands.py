@@ -37,6 +37,15 @@ class Noisy(nn.Module):
         return self.net(y)
 
 
+class NeedsMore:
+    def __init__(self, width):
+        pass
+
+
+def raising(t, y):
+    raise ValueError("no luck")
+
+
 rate = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
 problem = ODEProblem(
     lambda t, y: (torch.sin(5 * rate * t) - 1) * y,
@@ -111,6 +120,57 @@ def test_a_target_that_is_none_is_one_line_and_exit_code_2(target: str, words: s
     assert words in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        ("def f(t, y) return", "SyntaxError"),
+        ("import no_such_module", "no_such_module"),
+    ],
+)
+def test_a_file_that_cannot_be_run_is_one_line_and_exit_code_2(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    """What was raised, and where."""
+    path = tmp_path / "broken_file.py"
+    path.write_text(text)
+    result = check(f"{path}:f", "--shape", "4,2")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_class_that_needs_arguments_is_one_line_and_exit_code_2(fields: str) -> None:
+    """It is called without any."""
+    result = check(f"{fields}:NeedsMore", "--shape", "4,2")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "missing 1 required positional argument: 'width'" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["compare", "certify"])
+def test_a_field_that_raises_is_one_line_and_exit_code_2(fields: str, command: str) -> None:
+    """With the line of the field; `ctflow check` would report it as a finding."""
+    result = run(command, f"{fields}:raising", "--shape", "4,2")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "ValueError: no luck at" in result.stderr
+    assert "some_fields.py" in result.stderr
+
+
+def test_a_field_that_raises_is_a_finding_of_check(fields: str) -> None:
+    """In its own words."""
+    result = check(f"{fields}:raising", "--shape", "4,2")
+    assert result.exit_code == 1
+    assert "FAILED structure: ValueError: no luck" in result.stdout
+
+
+def test_a_quantity_that_is_none_is_exit_code_2(fields: str) -> None:
+    """It must be a function."""
+    result = check(f"{fields}:field", "--shape", "4,2", "--conserves", f"{fields}:number")
+    assert result.exit_code == 2
+    assert "must be a function" in result.stderr
+
+
 @pytest.mark.parametrize("shape", ["x", "0,2", ""])
 def test_a_shape_that_is_none_is_exit_code_2(shape: str) -> None:
     """Sizes are positive whole numbers."""
@@ -140,6 +200,35 @@ def test_compare_fails_where_solvers_disagree(fields: str, most: float, code: in
     result = run(*arguments, "--most", most, "--json")
     assert result.exit_code == code, result.output
     assert json.loads(result.stdout)["rows"][0]["value"] > 1e-15
+
+
+def test_compare_has_exit_code_1_where_a_solver_fails(fields: str) -> None:
+    """Its row says why; JSON has null where there is no number."""
+    solvers = ("--solver", "native", "--solver", "torchdiffeq:checkpointed")
+    result = run("compare", f"{fields}:problem", *solvers, "--repeats", 1, "--json")
+    assert result.exit_code == 1
+    good, refused = json.loads(result.stdout, parse_constant=_no_constant)["rows"]
+    assert good["seconds"] > 0
+    assert refused["seconds"] is None
+    assert "cannot do this" in refused["failure"]
+
+
+def test_a_certificate_of_a_solver_that_fails_is_json(fields: str) -> None:
+    """Without Infinity, which no other program reads."""
+    settings = ("--backend", "torchdiffeq", "--rtol", 1e-3, "--atol", 1e-300, "--json")
+    result = run("certify", f"{fields}:problem", *settings)
+    json.loads(result.stdout, parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def test_compare_refuses_a_backend_that_there_is_not(fields: str) -> None:
+    """In one line, with those that there are."""
+    result = run("compare", f"{fields}:problem", "--solver", "natve")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "'native'" in result.stderr
 
 
 def test_compare_refuses_a_gradient_that_there_is_not(fields: str) -> None:

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ctflow import InvalidProblem, ODEProblem, Solver
 from ctflow.backends import Feature, available, get
-from ctflow.testing import CheckFailed, check_gradients, inspect_gradients
-from ctflow.testing.gradients import every_solver
+from ctflow.testing import CheckFailed, check_gradients, every_solver, inspect_gradients
 from tests.problems import FLOAT, decay
 from tests.testing.broken_dynamics import WrongSine, network
 
@@ -30,10 +29,11 @@ def forced(batched: bool = False) -> ODEProblem:
 def test_every_gradient_of_every_backend_agrees(batched: bool) -> None:
     """Backends that are installed join by themselves, one line for each gradient method."""
     problem = forced(batched)
-    routes = [x for x in every_solver(problem) if x.backend != "compiled"]  # compiles for minutes
-    report = check_gradients(problem, routes)
+    report = check_gradients(problem)
+    routes = list(every_solver(problem))
     offered = {Feature.DIRECT, Feature.CHECKPOINTED, Feature.ADJOINT}
-    names = [name for name in available() if name != "compiled"]
+    names = {str(solver.backend) for solver in routes}
+    assert names == set(available()) - {"compiled"}
     assert len(routes) == sum(len(offered & get(name).features) for name in names)
     assert len(report.having("passed")) == len(routes) + 4  # y0, params, args, t by differences
 
@@ -90,3 +90,12 @@ def test_float32_is_refused() -> None:
     """Differences would measure rounding."""
     with pytest.raises(InvalidProblem, match="float64"):
         check_gradients(ODEProblem(decay, torch.ones(2), [0.0, 1.0]))
+
+
+def test_what_compiles_first_is_skipped_with_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report tells how to have it."""
+    names = ("native", "compiled")
+    monkeypatch.setattr("ctflow.testing.routes.registry.available", lambda: names)
+    report = check_gradients(forced())
+    assert "every_solver(problem, ['compiled'])" in report.note("compiled")
+    assert all(f.name.startswith(("native", "finite")) for f in report.having("passed"))

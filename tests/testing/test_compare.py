@@ -9,7 +9,6 @@ import torch
 
 from ctflow import ODEProblem, Solver
 from ctflow.testing import compare
-from ctflow.testing.gradients import every_solver
 from tests.problems import FLOAT, decay, limit_cycle
 
 
@@ -21,8 +20,7 @@ def turning(dtype: torch.dtype = FLOAT) -> ODEProblem:
 
 def test_every_installed_backend_has_its_rows() -> None:
     """With small differences and real costs."""
-    routes = [x for x in every_solver(turning()) if x.backend != "compiled"]
-    table = compare(turning(), routes, rtol=1e-7, repeats=1)
+    table = compare(turning(), rtol=1e-7, repeats=1)
     assert {row.solver for row in table.rows} >= {
         "native direct",
         "native checkpointed",
@@ -65,3 +63,14 @@ def test_json_has_the_rows() -> None:
     """For scripts."""
     data = json.loads(compare(turning(), ["native"], repeats=1).to_json())
     assert [row["solver"] for row in data["rows"]] == ["native"]
+
+
+def test_what_compiles_first_is_left_out_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever wants to wait for it names it."""
+    names = ("native", "compiled")
+    monkeypatch.setattr("ctflow.testing.routes.registry.available", lambda: names)
+    table = compare(turning(), repeats=1)
+    assert {row.solver.split()[0] for row in table.rows} == {"native"}
+    assert table.left_out == ("compiled",)
+    assert "compiled is left out" in str(table)
+    assert compare(turning(), ["native"], repeats=1).left_out == ()
