@@ -108,11 +108,11 @@ class _Back(NamedTuple):
         job, outcome = self.job, self.outcome
         like = [job.reads.tensors[i] for i in job.wanted or ()]
         totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in like]
-        source = well(outcome)
-        if source is None:
-            return [torch.zeros_like(g[0]), *totals]
         times, largest = job.times, self.largest
         if outcome.stops:  # a failed sample is a constant, and a healthy one stands in for it
+            source = well(outcome)
+            if source is None:
+                return [torch.zeros_like(g[0]), *totals]
             g = torch.where((outcome.status == 0).to(g.device).unsqueeze(1), g, 0.0)
             out = out[:, source.to(out.device)]
             times, largest = exchange(source, times), exchange(source, largest)
@@ -137,15 +137,14 @@ class _Back(NamedTuple):
             return None
         if told.left:
             raise used_up(limit)
-        errors, shared = kept.drifts.new_zeros((n, out.shape[1])), kept.drifts.new_zeros(n)
+        drift = kept.drifts[:-1].T.cpu()
+        error, shared = torch.zeros_like(drift), drift.new_zeros(n - 1)
         if told.look:
             costs[0] += 2 * (n - 1)
-            self._look_closer(job, ends, kept, errors, shared, rest)
-        drift, error = (x[:-1].T.cpu() for x in (kept.drifts, errors))
-        found = walk.Found(drift, error, shared[:-1].cpu())
+            error, shared = self._look_closer(job, ends, kept, rest)
         if told.look or seminorm:
             off = quadrature_error(estimates, totals, control) if seminorm else 0.0
-            walk.warn(self.report, times, found, totals, off)
+            walk.warn(self.report, times, walk.Found(drift, error, shared), totals, off)
         else:
             self.report.fill(drift, error, 0.0, ())
         for one in self.stats:
@@ -155,16 +154,12 @@ class _Back(NamedTuple):
         return [a, *totals]
 
     def _look_closer(
-        self,
-        job: Job,
-        ends: Ends,
-        kept: Kept,
-        errors: Tensor,
-        shared: Tensor,
-        rest: list[Tensor],
-    ) -> None:
-        """Estimate what the drift did; writes to `errors` and `shared`."""
-        left = torch.tensor([ends.times.shape[1] - 1], device=errors.device)
+        self, job: Job, ends: Ends, kept: Kept, rest: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Estimate what the drift did: errors of the adjoint and of the parameters' gradient."""
+        left = torch.tensor([ends.times.shape[1] - 1], device=ends.g.device)
+        errors = torch.zeros_like(kept.drifts)
+        shared = errors.new_zeros(errors.shape[0])
         inputs = Inputs(
             [left, ends.times, ends.out, *kept, errors, shared, *rest],
             (_OUTPUTS if job.inside else _ENDS).effect,
@@ -172,6 +167,7 @@ class _Back(NamedTuple):
         )
         family = family_of(job, "effect of drift")
         family.get(inputs, _Maker(job, False).effect)(inputs.tensors)
+        return errors[:-1].T.cpu(), shared[:-1].cpu()
 
     def by_native(self, y0: Tensor, g: Tensor) -> list[Tensor]:
         """The same by native's loop, which splits intervals where the state runs away."""

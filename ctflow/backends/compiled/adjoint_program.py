@@ -70,16 +70,14 @@ class Constants(NamedTuple):
     """What the loop is given beside its inputs.
 
     Attributes:
-        g: Gradient that reaches each output, each sample's divided by `scale`, [T, B, N].
-        scale: Size of each sample's gradient, [B, 1].
-        share: The same, divided by the largest.
+        g: Gradient that reaches each output, each sample's divided by its size, [T, B, N].
+        share: Size of each sample's gradient, divided by the largest, [B, 1].
         bound: Largest |y| that a rebuilt state may have, [B].
         sizes: Root mean square of the largest output, [B].
         direction: Of the walk: +1 or -1, [B].
     """
 
     g: Tensor
-    scale: Tensor
     share: Tensor
     bound: Tensor
     sizes: Tensor
@@ -181,7 +179,6 @@ class AdjointPhases:
         t, t_next = ends.times[:, -1], ends.times[:, -2]
         constants = Constants(
             ends.g / scale,
-            scale,
             scale / scale.amax(),
             (FAR * ends.largest).to(scale.dtype),
             size_of(ends.out),
@@ -198,7 +195,7 @@ class AdjointPhases:
         carry = [head.clone(), torch.stack((t, step)), ticks, both]
         if self.carries:
             carry += [f, *quadrature.place_of(f).shares]
-        return (*carry, *constants)
+        return (*carry, *constants, scale)
 
     @property
     def n_carried(self) -> int:
@@ -224,7 +221,8 @@ class AdjointPhases:
         self,
         carry: Sequence[Tensor],
         constants: Constants,
-        ends: Ends,
+        times: Tensor,
+        out: Tensor,
         kept: Kept,
         totals: Sequence[Tensor],
         estimates: Sequence[Tensor],
@@ -241,9 +239,9 @@ class AdjointPhases:
         left, limit, steps, lost, look = head.split(1)
         t, size = clock.unbind(0)
         goal = left - 1
-        t_from, t_to = (torch.index_select(ends.times, 1, i)[:, 0] for i in (left, goal))
+        t_from, t_to = (torch.index_select(times, 1, i)[:, 0] for i in (left, goal))
         span = Span(t_from, t_to, constants.direction)
-        stored = _pick(ends.out, goal)
+        stored = _pick(out, goal)
         quadrature = self._quadrature(control, field, constants, totals)
         f = self._remembered(quadrature, t, both, known)
 
@@ -350,13 +348,18 @@ class AdjointProgram(nn.Module):
         self._start = improved(start, exact)
         self._going = graph_of(phases.going, (head,))
 
-        def step(*everything: Tensor) -> tuple[Tensor, ...]:
-            carry, others = everything[: self._n_carried], everything[self._n_carried :]
-            constants = Constants(*others[:6])
-            _, ends, kept, totals, estimates, rest = self._parts((others[0], *others[6:]))
-            return phases.step(carry, constants, ends, kept, totals, estimates, rest)
+        n = self._n_carried + len(Constants._fields)
+        before = (*found[:n], ends.times, ends.out, *(x for each in buffers for x in each))
 
-        before = (*found, *ends, *(x for each in buffers for x in each))
+        def step(*everything: Tensor) -> tuple[Tensor, ...]:
+            carry, constants = (
+                everything[: self._n_carried],
+                Constants(*everything[self._n_carried : n]),
+            )
+            times, out, *others = everything[n:]
+            _, _, kept, totals, estimates, rest = self._parts((head, *ends, *others))
+            return phases.step(carry, constants, times, out, kept, totals, estimates, rest)
+
         graph = improved(graph_of(step, (*before, *rest)), exact)
         self._before, self._step = split_constant(
             graph, range(len(before), len(before) + len(rest))
@@ -372,8 +375,12 @@ class AdjointProgram(nn.Module):
         with torch.no_grad():
             head, ends, *buffers, rest = self._parts(inputs)
             found = self._start(head, *ends, *rest)
-            carry, constants = found[: self._n_carried], found[self._n_carried :]
-            given = (*constants, *ends, *(x for each in buffers for x in each))
+            carry, constants, scale = (
+                found[: self._n_carried],
+                found[self._n_carried : -1],
+                found[-1],
+            )
+            given = (*constants, ends.times, ends.out, *(x for each in buffers for x in each))
             given = (*given, *self._before(*rest))
 
             def going(*carry: Tensor) -> Tensor:
@@ -385,7 +392,6 @@ class AdjointProgram(nn.Module):
             head, _, ticks, both, *_ = torch.while_loop(going, step, tuple(carry))
             evals, done, n_rejected = ticks.unbind(0)
             costs = torch.stack((evals, done, done - n_rejected, n_rejected))
-            scale = constants[1]
             return head, costs, both[:, both.shape[1] // 2 :] * scale, scale.amax()
 
 

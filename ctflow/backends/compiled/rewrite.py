@@ -219,6 +219,8 @@ def _unrolled(a: Tensor, b: Tensor) -> Tensor:
 
 def _summed(a: Tensor, b: Tensor) -> Tensor:
     """a @ b as a reduction, along memory where the inner dimension is the longest."""
+    if b.shape[1] < b.shape[0] and a.shape[0] > b.shape[1] and a.stride(0) == 1 < a.stride(1):
+        return (b.t().unsqueeze(2) * a.t().unsqueeze(0)).sum(1).t()  # a lies transposed
     if b.shape[1] >= b.shape[0]:
         return (a.unsqueeze(2) * b.contiguous().unsqueeze(0)).sum(1)
     return (a.unsqueeze(1) * b.t().contiguous().unsqueeze(0)).sum(2)
