@@ -57,7 +57,7 @@ def _draw(panel: Axes, fitted: Fit) -> None:
     panel.plot(t, fitted.rate(t), color=_BLUE, label="learned rate")
     panel.plot(events.t, torch.zeros_like(events.t), "|", color=_ORANGE, markersize=10,
                label="events")  # fmt: skip
-    panel.set(xlabel=events.unit, ylabel=f"rate (events per unit of {events.unit})")
+    panel.set(xlabel=events.unit, ylabel=f"events per {events.unit}")
     panel.set_ylim(bottom=-0.05 * float(fitted.rate(t).max()))
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False)
