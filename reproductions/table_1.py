@@ -60,7 +60,7 @@ class Config:
     identity: bool = True
     tolerance: float = 1e-3  # the paper's
     gradient: str | None = "adjoint"  # of the ODE-Net; None: the backend's own choice
-    recipe: Recipe = field(default_factory=lambda: Recipe(6, batch=50))
+    recipe: Recipe = field(default_factory=lambda: Recipe(6, batch=50, learning_rate=2e-2))
     depths: tuple[int, ...] = (2, 4, 8, 16)
     speed_channels: int = 64
     speed_batch: int = 128

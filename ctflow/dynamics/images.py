@@ -29,7 +29,7 @@ __all__ = [
 Downsampling: TypeAlias = Literal["conv", "res"]
 Activation: TypeAlias = Callable[[], nn.Module]
 
-_GROUPS = 32  # of the released MNIST example, at most one a channel
+_GROUPS = 32  # of the released MNIST example, which has 64 channels
 
 
 class ImageClassifier(nn.Module):
@@ -66,7 +66,7 @@ class ResidualBlock(nn.Module):
     """A pre-activation residual block:  x + conv(a(GN(conv(a(GN(x)))))).
 
     Args:
-        channels: C, at most 32 or a multiple of 32.
+        channels: C, even and at most 64, or a multiple of 64; or 1.
         stride: Of the first convolution; where it is not 1, the way past is a 1x1 convolution of
             the same stride on a(GN(x)).
         activation: Makes each activation.
@@ -239,7 +239,9 @@ def one_hidden_layer(
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(_GROUPS, channels), channels)
+    # Two channels a group at least: with one, the mean over an image that the head takes is that
+    # of normalised values, and a small network hardly learns.
+    return nn.GroupNorm(min(_GROUPS, max(channels // 2, 1)), channels)
 
 
 def _convolutions(channels_in: int, channels: int, activation: Activation) -> nn.Module:

@@ -66,7 +66,7 @@ class Pace:
 
 
 def growth_of_memory(job: Job, depths: Sequence[int], batch: int) -> list[Growth]:
-    """Peak storage of the body alone, in a network of the job's size.
+    """Peak storage of the body alone, in a network of the job's size, with the native solver.
 
     Args:
         job: Whose channels and downsampling are taken.
@@ -82,8 +82,7 @@ def growth_of_memory(job: Job, depths: Sequence[int], batch: int) -> list[Growth
         bodies: list[nn.Module] = []
         for depth in depths:
             body: ODEBlock = build(replace(job, net="ODE-Net")).body  # pyright: ignore
-            backend = job.solver.backend if gradient != "direct" else "native"
-            body.solver = Solver(backend, method="rk4", step=1 / depth, gradient=gradient)  # pyright: ignore
+            body.solver = Solver(method="rk4", step=1 / depth, gradient=gradient)  # pyright: ignore
             bodies.append(body)
         found.append(_growth(f"{name} ({gradient})".strip(), depths, bodies, small))
     return found
