@@ -67,7 +67,7 @@ def statistics_of_solves(
         axes.set_title(text, fontsize=11)
         axes.grid(color="#DDDDDD")
         axes.spines[["top", "right"]].set_visible(False)
-    a.legend(frameon=False, fontsize=8)
+    a.legend(frameon=False, fontsize=8, loc="upper right")
     c.legend(frameon=False, fontsize=8)
     return figure
 
