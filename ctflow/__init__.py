@@ -1,6 +1,6 @@
 """ctflow: neural differential equations in PyTorch, with solvers that swap by one argument."""
 
-from ctflow.api import odeint, solve
+from ctflow.api import compile_ahead, odeint, solve
 from ctflow.api_sde import sdeint, solve_sde
 from ctflow.backends.protocol import Solver, Tolerances
 from ctflow.errors import (
@@ -27,6 +27,7 @@ __all__ = [
     "Status",
     "Tolerances",
     "Unsupported",
+    "compile_ahead",
     "odeint",
     "sdeint",
     "solve",

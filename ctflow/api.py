@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from ctflow.backends import registry
@@ -14,9 +16,9 @@ from ctflow.backends.protocol import Backend, Gradient, Solver, check, resolve
 from ctflow.errors import CtflowError, InvalidProblem
 from ctflow.problem import ODEProblem
 from ctflow.solution import Solution, raise_if_failed
-from ctflow.state import State
+from ctflow.state import State, leaves_of, map_leaves
 
-__all__ = ["as_solver", "odeint", "solve"]
+__all__ = ["as_solver", "compile_ahead", "odeint", "solve"]
 
 S = TypeVar("S", bound="State")
 
@@ -125,6 +127,48 @@ def solve(problem: ODEProblem, solver: Solver | str | None = None) -> Solution:
     if problem.running_cost is None:
         return backend.solve(problem, full)
     return split_cost(backend.solve(with_cost(problem, full.coupling == "per_sample"), full))
+
+
+def compile_ahead(
+    problem: ODEProblem, solver: Solver | str = "compiled", *, gradient: bool = True
+) -> float:
+    """Make the programs of a solve and of its gradient now: a solve and a backward pass, unseen.
+
+    A program serves every value of the state, the parameters, the times and the tolerances, so one
+    call before training, with a state of the shape that will come, is enough.
+
+    Args:
+        problem: As it will be solved.
+        solver: As it will be solved.
+        gradient: Whether a gradient will be taken.
+
+    Returns:
+        Seconds that it took.
+
+    Raises:
+        InvalidProblem: If the input makes no sense.
+        Unsupported: If the backend cannot do what is asked.
+        BackendUnavailable: If there is no such backend, or no C++ compiler, here.
+
+    Cost:
+        For `backend="compiled"` some tens of seconds a program, once a machine: programs are kept
+        in `CTFLOW_CACHE_DIR`, and loaded in a second or two. For others that of the solve.
+
+    Example:
+        >>> import torch
+        >>> problem = ODEProblem(lambda t, y: -y, torch.ones(3), [0.0, 1.0])
+        >>> seconds = compile_ahead(problem, "native")
+    """
+    began = time.perf_counter()
+    if not isinstance(problem, ODEProblem):  # pyright: ignore[reportUnnecessaryIsInstance]
+        solve(problem, solver)  # which says what is wrong
+    with torch.set_grad_enabled(gradient):
+        y0 = map_leaves(lambda x: x.detach().requires_grad_(gradient), problem.y0)
+        solution = solve(replace(problem, y0=y0), solver)
+        if gradient:
+            ends = [x[-1].sum() for x in leaves_of(solution.y)]
+            torch.autograd.grad(torch.stack(ends).sum(), leaves_of(y0), allow_unused=True)
+    return time.perf_counter() - began
 
 
 def as_solver(solver: Solver | str | None) -> Solver:

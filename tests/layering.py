@@ -78,7 +78,10 @@ _ALSO = {
     ("ctflow.dynamics.images", "ctflow.dynamics.block"),
 }
 # Whose modules only their own tests, and the backend that reuses them, look into.
-_INTERNAL = ("ctflow.backends.native", "ctflow.backends.compiled")
+_OWN_TESTS = {
+    "ctflow.backends.native": ("tests/backends/native", "tests/backends/compiled"),
+    "ctflow.backends.compiled": ("tests/backends/compiled",),
+}
 _BREAKS = Path("tests/testing/broken_backends.py")  # edits native, to see that it is noticed
 
 
@@ -121,9 +124,9 @@ def public_name_breaches(root: Path, folder: str) -> list[str]:
         where = path.relative_to(root)
         for found in _imports(ast.parse(path.read_text()), "", is_package=False):
             target = found.target(modules)
-            for package in _INTERNAL:
-                own_tests = Path("tests", *package.split(".")[1:])
-                looks = where.is_relative_to(own_tests) or where == _BREAKS
+            for package in _OWN_TESTS:
+                own = any(where.is_relative_to(folder) for folder in _OWN_TESTS[package])
+                looks = own or where == _BREAKS
                 if target.startswith(f"{package}.") and not looks:
                     breaches.append(f"{where}:{found.line}: {target} is internal to {package}")
             if not _is_public(found, target, modules):

@@ -20,7 +20,8 @@ from ctflow import (
     odeint,
     solve,
 )
-from ctflow.backends import available, get
+from ctflow.backends import get
+from ctflow.testing.routes import prompt
 from tests.checks import check_relative
 from tests.problems import FLOAT, blow_up, decay
 
@@ -29,7 +30,7 @@ T = torch.tensor([0.0, 0.4, 1.0], dtype=FLOAT)
 EXACT = Y0 * torch.exp(-T)[:, None]
 
 
-@pytest.mark.parametrize("backend", available())
+@pytest.mark.parametrize("backend", prompt())
 @pytest.mark.parametrize("how", ["backend", "solver", "Solver", "object"])
 def test_one_argument_swaps_the_backend(backend: str, how: str) -> None:
     """By name, by a Solver that names it, or as an object."""

@@ -14,7 +14,16 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(
+            path, marks=[pytest.mark.compiler, pytest.mark.slow] if path.stem == "compiled" else []
+        )
+        for path in DOCUMENTS
+    ],
+    ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS],
+)
 def test_every_block_of_a_document_runs_in_order(document: Path) -> None:
     """The blocks of one document share their names, as a reader who types them in would see."""
     _run_blocks(document.read_text(), document)

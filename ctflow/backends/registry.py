@@ -16,6 +16,7 @@ GROUP = "ctflow.backends"
 
 _BUILT_IN = {
     "native": "ctflow.backends.native.backend:NativeBackend",
+    "compiled": "ctflow.backends.compiled.backend:CompiledBackend",
     "torchdiffeq": "ctflow.backends.torchdiffeq:TorchdiffeqBackend",
     "scipy": "ctflow.backends.scipy:ScipyBackend",
 }

@@ -15,6 +15,7 @@ from ctflow import ODEProblem, Solver, Stats
 from ctflow.backends import available, get
 from ctflow.backends.registry import names
 from ctflow.errors import GradientWarning
+from ctflow.testing.routes import prompt
 
 __all__ = ["Row", "accepted_solvers", "evaluations", "table_of", "timed"]
 
@@ -47,8 +48,8 @@ class Row:
 
 
 def accepted_solvers(problem: ODEProblem, solver: Solver) -> Iterator[Solver]:
-    """`solver` with each installed backend and gradient method that does not refuse the problem."""
-    for name, gradient in product(available(), _GRADIENTS):
+    """`solver` with each backend that begins at once, and each gradient method not refused."""
+    for name, gradient in product(prompt(), _GRADIENTS):
         candidate = replace(solver, backend=name, gradient=gradient)
         if not get(name).refuse(problem, candidate):
             yield candidate

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ctflow import InvalidProblem, ODEProblem, Solution, Solver, Unsupported, solve
 from ctflow.backends.protocol import Coupling, Feature, Gradient
-from ctflow.backends.registry import available, get
+from ctflow.backends.registry import get
+from ctflow.testing.routes import prompt
 from tests.checks import check, check_close, check_relative
 
 RTOL = 1e-9
@@ -20,7 +21,7 @@ RTOL = 1e-9
 def _choices() -> list[tuple[str, str, str, bool]]:
     everything = [
         (name, gradient, coupling, in_norm)
-        for name in available()
+        for name in prompt()
         for gradient in ("direct", "checkpointed", "adjoint")
         for coupling in ("shared", "per_sample")
         for in_norm in (True, False)

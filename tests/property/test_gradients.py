@@ -9,7 +9,8 @@ pytest.importorskip("hypothesis")
 from hypothesis import example, given, settings
 
 from ctflow import Solver, Unsupported
-from ctflow.backends import Feature, available, get
+from ctflow.backends import Feature, get
+from ctflow.testing.routes import prompt
 from tests.checks import check_relative
 from tests.property.strategies import trials
 from tests.property.trial import (
@@ -32,11 +33,11 @@ OFFERED = {
 }
 ROUTES = [
     Solver(backend=name, gradient=gradient, rtol=RTOL, atol=RTOL)
-    for name in available()
+    for name in prompt()
     for gradient, feature in OFFERED.items()
     if feature in get(name).features
 ]
-"""What is installed joins by itself."""
+"""What is installed joins by itself; what compiles has its own draws of few fields."""
 
 routes = pytest.mark.parametrize(
     "route", ROUTES, ids=lambda route: f"{route.backend}-{route.gradient}"

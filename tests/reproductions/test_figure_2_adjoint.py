@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ctflow.backends import Feature, available, get
+from ctflow.backends import Feature, get
 from ctflow.cli.checkout import load_script
+from ctflow.testing.routes import prompt
 
 ROOT = Path(__file__).parents[2]
 figure_2 = load_script(ROOT, "figure_2_adjoint")
@@ -18,7 +19,7 @@ SMOKE = figure_2.PRESETS["smoke"]
 BOTH = {Feature.DIRECT, Feature.ADJOINT}
 
 
-@pytest.mark.parametrize("backend", [b for b in available() if get(b).features >= BOTH])
+@pytest.mark.parametrize("backend", [b for b in prompt() if get(b).features >= BOTH])
 def test_the_smoke_preset_meets_its_bands_and_writes_its_files(
     backend: str, tmp_path: Path
 ) -> None:

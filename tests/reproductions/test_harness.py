@@ -18,8 +18,8 @@ from _harness.records import environment, need, write_json
 from rich.console import Console
 
 from ctflow import CtflowError, ODEProblem, Solver
-from ctflow.backends import available
 from ctflow.errors import GradientWarning
+from ctflow.testing.routes import prompt
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_every_backend_and_gradient_method_takes_part() -> None:
     y0 = torch.ones(2, 1, dtype=torch.float64)
     problem = ODEProblem(lambda t, y: -y, y0, [0.0, 1.0], batched=True)
     solvers = list(accepted_solvers(problem, Solver(rtol=1e-4)))
-    assert {solver.backend for solver in solvers} == set(available())
+    assert {solver.backend for solver in solvers} == set(prompt())
     assert {("native", "direct"), ("native", "checkpointed")} <= {
         (solver.backend, solver.gradient) for solver in solvers
     }

@@ -13,7 +13,8 @@ from ctflow.backends.captures import Autocast
 from ctflow.backends.compiled.adjoint import Adjoint
 from ctflow.backends.compiled.checkpointed import Checkpointed
 from ctflow.backends.compiled.forward import Found, forward
-from ctflow.backends.compiled.job import Job
+from ctflow.backends.compiled.job import Job, rest_of
+from ctflow.backends.compiled.library import Sketch
 from ctflow.backends.compiled.reads import Reads, read
 from ctflow.backends.field import Field
 from ctflow.backends.native.backend import NativeBackend, adaptive_or_fixed, counted
@@ -76,7 +77,23 @@ class CompiledBackend:
     def _outside(self, problem: ODEProblem, solver: Solver) -> Solution:
         return self._solve(problem, solver)
 
-    def _solve(self, problem: ODEProblem, solver: Solver) -> Solution:
+    def follow(self, problem: ODEProblem, solver: Solver) -> None:
+        """Follow `f` and its derivative as a solve would, and compile nothing.
+
+        Raises:
+            Unsupported: If they cannot be followed; with the line.
+            InvalidProblem: If `f` changes its input or what it reads.
+
+        Cost:
+            Two or three evaluations of `f` without values; under a second.
+        """
+        job, _, _ = self._job(problem, solver)
+        sketch = Sketch(())
+        stand_ins = [sketch.tensor(x, (None,) * x.dim()) for x in rest_of(job)]
+        job.traced(sketch, stand_ins)
+
+    def _job(self, problem: ODEProblem, solver: Solver) -> tuple[Job, Tensor, Tensor]:
+        """The solve before it begins; initial state [B, N] and times [B, T] with their history."""
         tableau = self.tableau or METHODS[str(solver.method)]
         layout = Layout.of(problem.y0, per_sample=solver.coupling == "per_sample")
         control = self.control or adaptive_or_fixed(solver, counted(problem, layout), layout.size)
@@ -85,16 +102,21 @@ class CompiledBackend:
         times = problem.t.float() if problem.t.device.type == "mps" else problem.t.double()
         times = times.expand(layout.batch, -1).contiguous()
         y0 = layout.pack(problem.y0)
-        recorded = torch.is_grad_enabled()
-        wanted = (
-            tuple(i for i, x in enumerate(reads.tensors) if x.requires_grad) if recorded else ()
-        )
-        moving = recorded and times.requires_grad
+        wanted = None
+        if torch.is_grad_enabled():
+            wanted = tuple(i for i, x in enumerate(reads.tensors) if x.requires_grad)
+            if not (wanted or y0.requires_grad or times.requires_grad):
+                wanted = None
+        autocast = Autocast.now(layout.device.type)
         job = Job(
-            problem, reads, layout, tableau, control, self.exact, solver, times.detach(),
-            wanted if recorded and (wanted or y0.requires_grad or moving) else None,
-            Autocast.now(layout.device.type),
+            problem, reads, layout, tableau, control, self.exact, solver, times.detach(), wanted,
+            autocast,
         )  # fmt: skip
+        return job, y0, times
+
+    def _solve(self, problem: ODEProblem, solver: Solver) -> Solution:
+        job, y0, times = self._job(problem, solver)
+        moving = job.wanted is not None and times.requires_grad
         stats: list[Stats] = []
         by_adjoint = solver.gradient == "adjoint"
         report = GradientReport(None if by_adjoint else "this gradient is that of the steps taken")
@@ -102,13 +124,13 @@ class CompiledBackend:
             found, out = _without_gradient(job, y0)
         else:
             gradient = str(solver.gradient)
-            field = Field(problem, layout)
+            field = Field(problem, job.layout)
             start = y0
             if moving:
                 with torch.no_grad():
                     f0 = field(times[:, 0].to(y0.dtype), y0)
                 start = shift(field, times[:, 0], y0, -1.0, f0, gradient)
-            tensors = (reads.tensors[i] for i in job.wanted)
+            tensors = (job.reads.tensors[i] for i in job.wanted)
             kept: list[Found] = []
             if gradient == "adjoint":
                 out = Adjoint.apply(job, kept, stats, report, start, *tensors)  # pyright: ignore
@@ -117,7 +139,7 @@ class CompiledBackend:
             found = kept[0]
             out = attach(field, times, y0, out, found.outcome, gradient) if moving else out
         result = Stats(
-            resolved(solver, self, tableau.name),
+            resolved(solver, self, job.tableau.name),
             found.outcome.counts,
             None,
             found.outcome.trace,
@@ -125,7 +147,7 @@ class CompiledBackend:
         stats.append(result)
         return Solution(
             problem.t,
-            layout.unpack(out),
+            job.layout.unpack(out),
             found.outcome.status,
             result,
             found.outcome.stops,

@@ -13,7 +13,7 @@ from torch import Tensor
 from ctflow.backends.captures import Autocast
 from ctflow.backends.compiled.controls import control_key
 from ctflow.backends.compiled.library import Family, Sketch
-from ctflow.backends.compiled.reads import Reads, note_counters
+from ctflow.backends.compiled.reads import Reads, check_unchanged, note_counters
 from ctflow.backends.compiled.trace import Traced, trace
 from ctflow.backends.native.control import Control
 from ctflow.backends.native.tableau import Tableau
@@ -102,6 +102,7 @@ class Job(NamedTuple):
 
     def traced(self, sketch: Sketch, tensors: Sequence[Tensor]) -> Traced:
         """f as graphs, with the sizes of a sketch; the last tensor is as long as the batch."""
+        check_unchanged(self.problem.f, self.reads)
         own, extent = self.layout, tensors[-1].shape[0]
         with sketch.mode:
             y0 = map_leaves(

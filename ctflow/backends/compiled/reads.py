@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from ctflow.backends.field import Field
 from ctflow.backends.places import Place, names_used
-from ctflow.errors import Unsupported
+from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.state import flatten_args
 
-__all__ = ["Reads", "note_counters", "read"]
+__all__ = ["Reads", "check_unchanged", "note_counters", "read"]
 
 _MOST = 20_000  # objects that are looked at
 _PLAIN = (str, bytes, int, bool, complex, type(None), torch.dtype, torch.device, torch.Size)
@@ -381,3 +381,21 @@ def note_counters(f: object, before: Reads) -> bool:
     if changed:
         _COUNTERS.setdefault(_kind(f), set()).update(changed)
     return bool(changed)
+
+
+def check_unchanged(f: object, before: Reads) -> None:
+    """Refuse to follow an `f` that is not what it was when its solve began.
+
+    Raises:
+        InvalidProblem: If a plain value, or a module's mode, has changed since.
+    """
+    counters = _COUNTERS.get(_kind(f), frozenset())
+    walk = before._walk  # pyright: ignore[reportPrivateUsage]
+    old, new = walk.plain, _Walk(f).plain
+    changed = [p for p in old.keys() | new.keys() if p not in counters and old.get(p) != new.get(p)]
+    if changed or any(module.training is not mode for module, mode in walk.modules):
+        where = ".".join(str(step) for step in changed[0]) if changed else "train/eval"
+        raise InvalidProblem(
+            f"`f` must stay as it is between a solve and its backward pass, got another {where}. "
+            "Change it after backward()."
+        )
