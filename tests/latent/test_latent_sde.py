@@ -94,11 +94,11 @@ def test_padding_and_times_of_their_own_change_no_context() -> None:
 def test_training_brings_the_bound_to_the_evidence_and_not_above() -> None:
     """Prior and noise are the truth's: only the posterior is learned, from two series.
 
-    The bound is that of the discretised process, whose evidence is within 0.05 nats of the exact.
+    The bound is that of the discretised process, whose evidence is within 0.1 nats of the exact.
     """
     torch.manual_seed(0)
     drift = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 1))
-    model = process(drift, Solver("torchsde", "euler", step=0.05))
+    model = process(drift, Solver("torchsde", "euler", step=0.1))
     optimiser = torch.optim.Adam(model.parameters(), lr=0.03)
     x = X.repeat(16, 1, 1)
     for step in range(160):
@@ -111,8 +111,8 @@ def test_training_brings_the_bound_to_the_evidence_and_not_above() -> None:
         bound = model.elbo(X.repeat(500, 1, 1), T, seed=1).value().reshape(500, 2)
     gap = evidence() - bound.mean(dim=0)
     error = 3 * bound.std(dim=0) / math.sqrt(500)
-    assert bool((gap > -0.05 - error).all())
-    assert bool((gap < 0.5 + error).all())
+    assert bool((gap > -0.1 - error).all())
+    assert bool((gap < 1.0 + error).all())
 
 
 def test_a_forecast_spreads_as_the_prior_does() -> None:

@@ -79,13 +79,13 @@ def test_tensors_that_drift_and_diffusion_capture_get_their_gradients(gradient: 
         return 0.0 * computed * y
 
     y0 = torch.ones(2, 1, dtype=torch.float64)
-    solver = Solver("torchsde", "milstein", step=1e-3, gradient=gradient)  # pyright: ignore[reportArgumentType]
+    solver = Solver("torchsde", "milstein", step=5e-3, gradient=gradient)  # pyright: ignore[reportArgumentType]
     y = sdeint(drift, still, y0, [0.0, 1.0], args=given, seed=0, solver=solver)[-1].sum()
     found = torch.stack(torch.autograd.grad(y, (parameter, base, given)))
     e = computed.detach()
     total = 2 * torch.exp(parameter.detach() * e + given.detach())
     wanted = total * torch.stack([e, parameter.detach() * e, torch.ones_like(e)])
-    torch.testing.assert_close(found, wanted, rtol=5e-3, atol=0.0)
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=0.0)  # of order 1 in the step
 
 
 class Hidden:
