@@ -65,7 +65,7 @@ def from_data_to_forecast(trained: Trained) -> Figure:
     middle.set_ylabel("latent state")
     below.set(ylabel="data", xlabel="time")
     arrow = ConnectionPatch(
-        (float(t[0]), float(x[0, seen][0, 0])), (-0.15, float(q.mean[0, 0])), "data", "data",
+        (float(t[seen][0]), float(x[0, seen][0, 0])), (-0.15, float(q.mean[0, 0])), "data", "data",
         axesA=above, axesB=middle, arrowstyle="->", color=_GREY,
     )  # fmt: skip
     figure.add_artist(arrow)
