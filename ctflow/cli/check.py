@@ -8,7 +8,6 @@ from typing import Annotated
 import torch
 import typer
 
-from ctflow.backends import available
 from ctflow.cli.output import one_line_errors
 from ctflow.cli.target import Dtype, find_field, find_function, parse_shape, parse_times
 from ctflow.testing import (
@@ -50,7 +49,7 @@ def check(
     compiled: Annotated[
         bool,
         typer.Option(
-            "--compiled/--no-compiled", help="Ask the compiled backend too: some tens of seconds."
+            "--compiled/--no-compiled", help="Whether the compiled backend must trace it."
         ),
     ] = True,
     examples: Annotated[int, typer.Option(min=1, help="Places to look at.")] = 10,
@@ -74,8 +73,6 @@ def check(
             (flow, FlowProperty()),
         ]
         laws = [law for wanted, law in declared if wanted]
-        if compiled and "compiled" in available():
-            typer.echo(f"compiling {target}; --no-compiled leaves that out", err=True)
         laws += [Conserves(find_function(name), f"conserves {name}") for name in conserves or []]
         report = inspect_dynamics(
             find_field(target, dtype.torch),

@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ctflow.api import solve
 from ctflow.backends import registry
-from ctflow.backends.protocol import Solver
-from ctflow.errors import BackendUnavailable, CtflowError
+from ctflow.errors import CtflowError
 from ctflow.problem import ODEProblem
 from ctflow.state import State, leaves_of
 from ctflow.testing import notes
@@ -21,6 +19,7 @@ from ctflow.testing.laws import Law
 from ctflow.testing.properties import PROPERTIES, Property
 from ctflow.testing.report import Finding, Report, reporting
 from ctflow.testing.subject import Subject
+from ctflow.testing.tracing import follow
 
 __all__ = ["check_dynamics", "inspect_dynamics"]
 
@@ -55,7 +54,7 @@ def check_dynamics(
         box: Range of the values of the examples.
         batched: Whether dimension 0 is a batch of independent samples. None: it is where every
             leaf has two dimensions or more and the same first one.
-        compiled: Whether to ask the compiled backend, where that is installed.
+        compiled: Whether to ask if the compiled backend can trace it.
         examples: How many places to look at.
         seed: Seed of the examples.
 
@@ -66,7 +65,7 @@ def check_dynamics(
         CheckFailed: If a property failed: its name, the smallest example, the usual cause.
 
     Cost:
-        About 40 evaluations for each example, and one solve; with `compiled`, one compilation.
+        About 40 evaluations for each example, and up to three solves. Nothing is compiled.
 
     Example:
         >>> import torch
@@ -201,18 +200,11 @@ def _not_asked() -> Finding:
 
 
 def _compiled(subject: Subject) -> Finding:
-    """Whether the compiled backend can trace the field: one short solve by it."""
+    """Whether the compiled backend can trace the field: nothing is compiled for it."""
     if "compiled" not in registry.names():
         return Finding("compiled", "skipped", "there is no compiled backend here")
     try:
-        registry.get("compiled")
-    except BackendUnavailable as error:
-        return Finding("compiled", "skipped", str(error).split(". ")[0])
-    times = torch.tensor([subject.box.t0, subject.box.t1], dtype=torch.float64)
-    problem = ODEProblem(subject.f, subject.cases[0].y, times, args=subject.args)
-    try:
-        with torch.no_grad():
-            solve(problem, Solver(backend="compiled", rtol=1e-3, atol=1e-3, max_steps=100))
+        follow(subject)
     except CtflowError as error:
         cause = "Python control flow by values, `.item()`, NumPy or prints; see the line it names."
         return Finding("compiled", "failed", " ".join(str(error).split()), cause=cause)

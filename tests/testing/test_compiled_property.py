@@ -1,68 +1,54 @@
-"""`check_dynamics` asks the compiled backend where there is one, through the registry."""
+"""`check_dynamics` asks whether the compiled backend can trace a field, and compiles nothing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
+from torch import Tensor
 
-from ctflow import BackendUnavailable, ODEProblem, Solution, Solver, Unsupported
-from ctflow.backends import Backend, Feature, get
-from ctflow.testing import inspect_dynamics
-from tests.problems import decay
-from tests.testing.broken_dynamics import state
+from ctflow.testing import check_dynamics, inspect_dynamics
+from tests.testing.broken_dynamics import OnState, network, state
 
 
-@dataclass(frozen=True)
-class Tracing:
-    """Stands for the compiled backend: solves as ours, or cannot trace."""
-
-    cannot: str = ""
-    name: str = "compiled"
-    features: frozenset[Feature] = frozenset(Feature)
-
-    def refuse(self, problem: ODEProblem, solver: Solver) -> list[str]:
-        return []
-
-    def solve(self, problem: ODEProblem, solver: Solver) -> Solution:
-        if self.cannot:
-            raise Unsupported(self.cannot)
-        return get("native").solve(problem, solver)
-
-
-def install(monkeypatch: pytest.MonkeyPatch, backend: Backend | None) -> None:
-    """Let the registry know a backend under this name, or one that is not installed."""
-
-    def found(name: object) -> Backend:
-        if name == "native":
-            return get("native")
-        if backend is None:
-            raise BackendUnavailable("backend 'compiled' needs a C++ compiler. Install one.")
-        return backend
-
-    monkeypatch.setattr("ctflow.backends.registry.names", lambda: ("native", "compiled"))
-    monkeypatch.setattr("ctflow.testing.check.registry.get", found)
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("native", "compiled")
+    monkeypatch.setattr("ctflow.testing.check.registry.names", lambda: names)
 
 
 def test_a_field_that_can_be_traced_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One short solve by it."""
-    install(monkeypatch, Tracing())
-    report = inspect_dynamics(decay, state())
+    """With its derivatives, and without any program being built."""
+    monkeypatch.setenv("PATH", "")  # no compiler would be found
+    report = check_dynamics(OnState(network()), state())
     assert "compiled" in [finding.name for finding in report.having("passed")], str(report)
 
 
-def test_a_field_that_cannot_be_traced_fails_with_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_args_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins of their own."""
+    args = {"rate": torch.tensor(2.0, dtype=torch.float64, requires_grad=True)}
+    assert check_dynamics(lambda t, y, a: -a["rate"] * y, state(), args=args).ok
+
+
+def test_a_field_that_cannot_be_traced_fails_with_the_line() -> None:
     """In the backend's own words."""
-    install(monkeypatch, Tracing("cannot trace `if y.sum() > 0:`; use backend='native'"))
-    report = inspect_dynamics(decay, state())
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return -y if bool((y * y).sum() >= 0) else y
+
+    report = inspect_dynamics(f, state())
     assert report.failed == ("compiled",)
-    assert "if y.sum() > 0:" in report.failures[0].what
+    assert "test_compiled_property.py" in report.failures[0].what
+    assert "(y * y).sum() >= 0" in report.failures[0].what
 
 
-def test_where_it_is_not_installed_the_property_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_left_out_where_that_is_said() -> None:
+    """For fields that are meant to run Python."""
+    report = inspect_dynamics(lambda t, y: -y, state(), compiled=False)
+    assert report.note("compiled") == "not asked for"
+
+
+def test_where_there_is_no_such_backend_it_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the report says why."""
-    install(monkeypatch, None)
-    report = inspect_dynamics(decay, torch.ones(2, 2))
-    assert report.ok
-    assert "C++ compiler" in report.note("compiled")
+    monkeypatch.setattr("ctflow.testing.check.registry.names", lambda: ("native",))
+    report = inspect_dynamics(lambda t, y: -y, state())
+    assert "no compiled backend" in report.note("compiled")
