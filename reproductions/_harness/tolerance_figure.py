@@ -62,6 +62,7 @@ def accuracy_and_evaluations(title: str, settings: Sequence[Setting]) -> Figure:
     )  # fmt: skip
     right.set(xlabel="evaluations forward", ylabel="test accuracy (%)")
     right.legend(frameon=False)
+    left.set_ylim(right.get_ylim())  # one image more or less is no trend
     for axes in (left, right):
         axes.grid(color="#DDDDDD")
         axes.spines["top"].set_visible(False)
