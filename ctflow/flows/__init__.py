@@ -1,6 +1,6 @@
 """Normalizing flows: continuous ones under any backend, and what they are compared with."""
 
-from ctflow.flows.continuous import ContinuousFlow, LogDensity, log_density
+from ctflow.flows.continuous import ContinuousFlow, log_density
 from ctflow.flows.costs import jacobian, kinetic, random_end
 from ctflow.flows.divergence import (
     Divergence,
@@ -11,6 +11,7 @@ from ctflow.flows.divergence import (
     Rates,
 )
 from ctflow.flows.fields import FreeForm, HamiltonianField, PotentialField
+from ctflow.flows.likelihood import LogDensity
 from ctflow.flows.matching import (
     conditional_transport,
     linear_path,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,12 +14,12 @@ from ctflow.backends.protocol import Solver
 from ctflow.errors import InvalidProblem
 from ctflow.flows.costs import RunningCost
 from ctflow.flows.divergence import Divergence
-from ctflow.flows.support import log_prob_on_support
+from ctflow.flows.likelihood import LogDensity, evaluated, not_finite
 from ctflow.flows.transform import FlowTransform
 from ctflow.flows.transport import Transport
-from ctflow.solution import Solution, Status, raise_if_failed
+from ctflow.solution import raise_if_failed
 
-__all__ = ["ContinuousFlow", "LogDensity", "log_density"]
+__all__ = ["ContinuousFlow", "log_density"]
 
 
 class ContinuousFlow(Distribution):
@@ -151,7 +150,7 @@ class ContinuousFlow(Distribution):
         Cost:
             One solve.
         """
-        bad = _not_finite(value, len(self.event_shape))
+        bad = not_finite(value, len(self.event_shape))
         if bool(bad.any()):
             where = bad.nonzero()[0].tolist()
             raise InvalidProblem(
@@ -227,25 +226,6 @@ class ContinuousFlow(Distribution):
         )
 
 
-@dataclass(frozen=True)
-class LogDensity:
-    """Log-densities of points, and how each of them fared.
-
-    Args:
-        value: Log-density in nats, [...]; -inf off the support, NaN where the status is not OK.
-        status: A `Status` for each point, int64 [...]; NON_FINITE for a point that is not finite.
-        z: The points at t0, [..., *event]; NaN where the status is not OK.
-        costs: Integrals of the running costs, [..., C].
-        solution: All that the solve found out, samples in one row.
-    """
-
-    value: Tensor
-    status: Tensor
-    z: Tensor
-    costs: Tensor
-    solution: Solution
-
-
 def log_density(flow: ContinuousFlow, value: Tensor) -> LogDensity:
     """Log-densities of points where some may fail: the failure is a value, the rest is right.
 
@@ -260,6 +240,7 @@ def log_density(flow: ContinuousFlow, value: Tensor) -> LogDensity:
         One solve, which also integrates the flow's running costs.
 
     Example:
+        >>> from ctflow import Status
         >>> from torch.distributions import Independent, Normal
         >>> base = Independent(Normal(torch.zeros(1), torch.ones(1)), 1)
         >>> flow = ContinuousFlow(base, lambda t, z: -z)
@@ -267,29 +248,7 @@ def log_density(flow: ContinuousFlow, value: Tensor) -> LogDensity:
         >>> [Status(int(s)).name for s in found.status], bool(found.value[1].isnan())
         (['OK', 'NON_FINITE'], True)
     """
-    event = len(flow.event_shape)
-    if value.shape[value.dim() - event :] != flow.event_shape:
-        raise InvalidProblem(
-            f"`value` must end in the event shape {list(flow.event_shape)}, got "
-            f"{list(value.shape)}. Put one point in the last {event} dimensions."
-        )
-    shape = torch.broadcast_shapes(value.shape, flow.batch_shape + flow.event_shape)
-    points = value.expand(shape)
-    bad = _not_finite(points, event)
-    batch = bad.shape
-    clean = torch.where(bad.reshape(*batch, *(1,) * event), torch.zeros_like(points), points)
-    flat, context = flow.transform.flat(clean)
-    carried = flow.transform.carry(flat, context, forwards=False)
-    status = carried.status.reshape(batch).to(bad.device)
-    status = torch.where(bad, torch.full_like(status, int(Status.NON_FINITE)), status)
-    failed = status != int(Status.OK)
-    z = carried.z.reshape(shape)
-    nan = z.new_full((), torch.nan)
-    log_base = log_prob_on_support(flow.base, z, usable=~failed)
-    log_prob = torch.where(failed, nan, log_base + carried.log_det.reshape(batch))
-    costs = torch.where(failed.unsqueeze(-1), nan, carried.costs.reshape(*batch, -1))
-    z = torch.where(failed.reshape(*batch, *(1,) * event), nan, z)
-    return LogDensity(log_prob, status, z, costs, carried.solution)
+    return evaluated(flow.base, flow.transform, value)
 
 
 def _batch_of(base: Distribution, context: Tensor | None) -> torch.Size:
@@ -306,11 +265,6 @@ def _batch_of(base: Distribution, context: Tensor | None) -> torch.Size:
             f"`context` must broadcast against the base's batch shape {list(base.batch_shape)}, "
             f"got {list(context.shape)}. Its last dimension holds the features."
         ) from None
-
-
-def _not_finite(points: Tensor, event_dim: int) -> Tensor:
-    """Which points hold a NaN or an infinity."""
-    return ~torch.isfinite(points.detach()).flatten(-event_dim).all(dim=-1)
 
 
 def _name(where: list[int]) -> str:
