@@ -39,10 +39,10 @@ def zero_initialised() -> ODEProblem:
     )
 
 
-def bump() -> ODEProblem:
-    """A kick of a hundredth of the interval's length, between the two outputs."""
+def bump(width: float = 0.01, centre: float = 0.5, height: float = 50.0) -> ODEProblem:
+    """A kick, by default of a hundredth of the interval's length, between the two outputs."""
     return ODEProblem(
-        lambda t, y: 50 * torch.exp(-(((t - 0.5) / 0.01) ** 2)) + 0 * y,
+        lambda t, y: height * torch.exp(-(((t - centre) / width) ** 2)) + 0 * y,
         torch.ones(1, dtype=FLOAT),
         [0.0, 1.0],
     )

@@ -31,6 +31,10 @@ BAD = {
         Solver(rtol=1e-8, atol=1e-8, gradient="adjoint", backward=SEMINORM),
     ),
     "bump": (bump, Solver(rtol=1e-6, atol=1e-6)),
+    "a narrow bump off the centre": (
+        lambda: bump(0.002, 0.77, 200.0),
+        Solver(rtol=1e-6, atol=1e-6),
+    ),
 }
 
 
@@ -72,10 +76,12 @@ def test_the_adjoint_of_a_chaotic_system_is_replaced_by_an_exact_gradient() -> N
 
 
 def test_a_bump_needs_a_fixed_step() -> None:
-    """No tolerance sees what no step meets."""
-    found = certified("bump")
-    assert found.recommended is not None
-    assert found.recommended.step is not None
+    """No tolerance sees what no step meets; what it sees is the bump's own height."""
+    for name, share in (("bump", 0.470), ("a narrow bump off the centre", 0.415)):
+        found = certified(name)  # outputs are 1 + height width sqrt(pi), or 1 where it is missed
+        assert found.asked.value_error == pytest.approx(share, abs=0.002)
+        assert found.recommended is not None
+        assert found.recommended.step is not None
 
 
 @pytest.mark.parametrize(
