@@ -114,8 +114,9 @@ def split_constant(
             table[node] = before.node_copy(node, table.__getitem__)
     results: list[fx.Node] = []
     for node in used:
-        if node in given:
-            results.append(table[node])
+        whole = _undone(node)
+        if whole in given:  # a view of all of an input would be freed in the first turn of the loop
+            results.append(table[whole])
         else:
             kept = before.call_function(
                 _ATEN.clone.default, (table[node],), {"memory_format": torch.contiguous_format}
@@ -137,6 +138,18 @@ def split_constant(
         table[node] = body.node_copy(node, table.__getitem__)
     body.eliminate_dead_code()
     return fx.GraphModule(graph, before), fx.GraphModule(graph, body)
+
+
+def _undone(node: fx.Node) -> fx.Node:
+    """What a chain of views shows as it is, a transpose of a transpose say; or the node itself."""
+    root = node
+    while isinstance(root.target, OpOverload) and root.target.is_view:
+        root = root.all_input_nodes[0]
+    shown, whole = node.meta.get("val"), root.meta.get("val")
+    if not (isinstance(shown, Tensor) and isinstance(whole, Tensor)):
+        return node
+    same = (shown.shape, shown.stride()) == (whole.shape, whole.stride())
+    return root if same and shown.storage_offset() == whole.storage_offset() else node
 
 
 def _moves(node: fx.Node) -> bool:

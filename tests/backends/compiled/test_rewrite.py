@@ -1,0 +1,25 @@
+"""What is done to graphs before they are compiled leaves their function as it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ctflow.backends.compiled.rewrite import split_constant
+from ctflow.backends.compiled.trace import graph_of
+
+
+def test_a_view_of_all_of_an_input_is_that_input() -> None:
+    """The compiled loop frees such a view in its first turn, and reads it in the second."""
+
+    def body(x: Tensor, w: Tensor) -> list[Tensor]:
+        return [x @ w.t().t(), x @ w.t()]
+
+    x, w = torch.randn(3, 4), torch.randn(4, 4)
+    before, rest = split_constant(graph_of(body, (x, w)), [1])
+    whole, transposed = before.graph.output_node().args[0]  # pyright: ignore
+    assert whole.op == "placeholder"
+    assert transposed.target is torch.ops.aten.clone.default
+    found = rest(x, *before(w))
+    for ours, wanted in zip(found, body(x, w), strict=True):
+        torch.testing.assert_close(ours, wanted)
