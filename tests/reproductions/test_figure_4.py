@@ -35,7 +35,7 @@ def test_the_record_has_both_flows_above_the_bound(results: Path) -> None:
 
 
 def test_only_record_and_figure_are_written(results: Path) -> None:
-    """No checkpoint of a short run."""
+    """No checkpoint of a run of seconds."""
     assert sorted(path.name for path in results.iterdir()) == ["smoke.json", "smoke.png"]
     assert (results / "smoke.png").read_bytes().startswith(b"\x89PNG")
 
