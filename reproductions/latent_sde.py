@@ -139,7 +139,7 @@ def posterior(x: Tensor, t: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
 
 def build(config: Config) -> LatentSDE:
     """One latent variable; what it is seen as is itself, so that its scale is the data's."""
-    drift = nn.Sequential(nn.Linear(1 + 16 + 1, 32), nn.Tanh(), nn.Linear(32, 1))
+    drift = nn.Sequential(nn.Linear(1 + 16 + 2, 48), nn.Tanh(), nn.Linear(48, 1))
     prior = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
     log_noise = nn.Parameter(torch.full((1,), 0.7))  # 2: too large, which is easy to mend
 

@@ -19,7 +19,7 @@ class Context(NamedTuple):
 
     Attributes:
         t: Times of the observations, [B, n], growing; those behind the last of a series are
-            infinite.
+            infinite. No gradient reaches them.
         values: Row i holds what the observations from i on say, [B, n + 1, C]; the last row zeros.
     """
 
@@ -30,6 +30,11 @@ class Context(NamedTuple):
         """The summary of the observations after t (0-dim), [B, C]."""
         place = (self.t <= t).sum(dim=1)
         return self.values[torch.arange(len(place), device=place.device), place]
+
+    def left(self, t: Tensor) -> Tensor:
+        """The time from t (0-dim) to the next observation, [B, 1]; zero after the last."""
+        gap = torch.where(self.t > t, self.t - t, torch.inf).amin(dim=1, keepdim=True)
+        return torch.where(torch.isinf(gap), 0.0, gap)
 
 
 class ContextEncoder(nn.Module):

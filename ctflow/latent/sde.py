@@ -47,8 +47,8 @@ class LatentSDE(nn.Module):
 
     Args:
         encoder: Gives q(z(t0) | data) and the context; see `ContextEncoder`.
-        drift: Posterior drift, a module of [..., L + C + 1] -> [..., L] that reads z, the context
-            and the time, side by side.
+        drift: Posterior drift, a module of [B, L + C + 2] -> [B, L] that reads z, the context, the
+            time left until the next observation, and the time, side by side.
         prior_drift: Prior drift h(t, z), [..., L] -> [..., L].
         diffusion: g(t, z), [..., L] -> [..., L], each entry of its own variable alone, and away
             from zero.
@@ -186,8 +186,8 @@ class LatentSDE(nn.Module):
         z, ahead = state[:, : self.latent], context.at(t)
         time = t.expand(len(z), 1).to(z.dtype)
         known = (context.t > t).any(dim=1, keepdim=True)
-        prior = self.prior_drift(t, z)
-        drift = self.drift(torch.cat([z, ahead.to(z.dtype), time], dim=1))
+        prior, left = self.prior_drift(t, z), context.left(t).to(z.dtype)
+        drift = self.drift(torch.cat([z, ahead, left, time], dim=1))
         drift = torch.where(known, drift, prior)
         u = (drift - prior) / self.diffusion(t, z)
         return torch.cat([drift, 0.5 * u.square().sum(dim=1, keepdim=True)], dim=1)

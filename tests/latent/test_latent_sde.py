@@ -77,6 +77,8 @@ def test_context_is_that_of_the_observations_ahead() -> None:
     assert torch.equal(context.at(now), other.at(now))
     assert not torch.equal(context.at(torch.tensor(0.05)), other.at(torch.tensor(0.05)))
     assert not bool(context.at(torch.tensor(1.0)).any())
+    left = [context.left(torch.tensor(t))[0].item() for t in (0.0, 0.2, 0.4, 1.0)]
+    assert left == pytest.approx([0.1, 0.2, 0.3, 0.0], abs=1e-6)
 
 
 def test_padding_and_times_of_their_own_change_no_context() -> None:
@@ -97,7 +99,7 @@ def test_training_brings_the_bound_to_the_evidence_and_not_above() -> None:
     The bound is that of the discretised process, whose evidence is within 0.1 nats of the exact.
     """
     torch.manual_seed(0)
-    drift = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 1))
+    drift = nn.Sequential(nn.Linear(7, 32), nn.Tanh(), nn.Linear(32, 1))
     model = process(drift, Solver("torchsde", "euler", step=0.1))
     optimiser = torch.optim.Adam(model.parameters(), lr=0.03)
     x = X.repeat(16, 1, 1)
@@ -135,7 +137,7 @@ def test_samples_of_the_prior_are_stationary() -> None:
 def test_every_parameter_gets_a_gradient_and_seeds_repeat() -> None:
     """Encoder, context and drift, also by the stochastic adjoint."""
     for gradient in ("direct", "adjoint"):
-        drift = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+        drift = nn.Sequential(nn.Linear(7, 8), nn.Tanh(), nn.Linear(8, 1))
         solver = Solver("torchsde", "milstein", step=0.05, gradient=gradient)  # pyright: ignore[reportArgumentType]
         model = process(drift, solver)
         values = []
