@@ -1,0 +1,183 @@
+"""What is done to graphs before they are compiled leaves values alone; nothing is compiled here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ctflow import InvalidProblem, ODEProblem, Solver, Unsupported
+from ctflow.backends.compiled.backend import CompiledBackend
+from ctflow.backends.compiled.keep import split
+from ctflow.backends.compiled.library import Sketch
+from ctflow.backends.compiled.reads import read
+from ctflow.backends.compiled.rewrite import improved
+from ctflow.backends.compiled.trace import Traced, graph_of, trace
+from ctflow.state import Layout
+
+
+def _network(width: int, dtype: torch.dtype) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(2, width), nn.Tanh(), nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(),
+        nn.Linear(width, 2),
+    ).to(dtype)  # fmt: skip
+
+
+def _traced(f: object, y0: Tensor) -> tuple[Traced, Tensor, Tensor, tuple[Tensor, ...]]:
+    problem = ODEProblem(f, y0, [0.0, 1.0])  # pyright: ignore
+    reads, layout = read(problem), Layout.of(y0, per_sample=False)
+    t, y = torch.zeros(1, dtype=y0.dtype), layout.pack(y0)
+    wanted = tuple(i for i, x in enumerate(reads.tensors) if x.requires_grad)
+    return trace(problem, reads, layout, (t, y), reads.tensors, wanted), t, y, reads.tensors
+
+
+@pytest.mark.parametrize("width", [4, 40])
+def test_the_two_halves_of_a_derivative_are_the_derivative(width: int) -> None:
+    """What is kept of an evaluation is enough, to the last bit."""
+    net, y0 = _network(width, torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    traced, t, y, tensors = _traced(lambda t, y: net(y) * torch.cos(t), y0)
+    halves = split(traced)
+    g = torch.randn_like(y)
+    with torch.no_grad():
+        f, *saved = halves.kept(t, y, *tensors)
+        found = halves.recalled(g, *saved, *tensors)
+        assert traced.pulled is not None
+        value, *wanted = traced.pulled(t, y, g, *tensors)
+    assert torch.equal(f, value)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert torch.equal(ours, theirs)
+    assert [x.shape for x in saved] == [x.shape for x in halves.saved]
+    kept = sum(x.numel() for x in saved)
+    assert kept <= 6 * (2 + 5 * width) + 40, "more is kept than the layers' inputs"
+
+
+@pytest.mark.parametrize("width", [3, 12, 60])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_rewritten_graph_has_the_same_values(width: int, exact: bool) -> None:
+    """Products to rounding; in float64 no function is approximated."""
+    net, y0 = _network(width, torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    inputs = [y0, *(x.detach() for x in net.parameters())]
+    names = [name for name, _ in net.named_parameters()]
+
+    def function(y: Tensor, *weights: Tensor) -> Tensor:
+        return torch.func.functional_call(net, dict(zip(names, weights, strict=True)), (y,))
+
+    sketch = Sketch(())
+    stand_ins = [sketch.tensor(x, (None,) * x.dim()) for x in inputs]
+    with torch.no_grad(), sketch.mode:
+        graph = improved(graph_of(function, stand_ins), exact)
+    with torch.no_grad():
+        before, after = function(*inputs), graph(*inputs)
+    torch.testing.assert_close(after, before, rtol=1e-14, atol=1e-14)
+    assert any("tanh" in str(node.target) for node in graph.graph.nodes)
+    assert width == 60 or not any("addmm" in str(node.target) for node in graph.graph.nodes)
+
+
+def test_tanh_in_float32_is_within_three_units_in_the_last_place() -> None:
+    """Over every magnitude, at infinity and NaN too; and not at all where `exact` is asked for."""
+    small = torch.logspace(-30, 1.5, 400_001, dtype=torch.float64).float()
+    x = torch.cat([-small, small, torch.linspace(-10, 10, 400_001), torch.zeros(1)])
+    graph = improved(graph_of(torch.tanh, (x,)), exact=False)
+    assert not any("tanh" in str(node.target) for node in graph.graph.nodes)
+    found, wanted = graph(x), torch.tanh(x.double())
+    size = wanted.abs().float()
+    unit = (size - torch.nextafter(size, torch.zeros(()))).double().clamp(min=1e-45)
+    assert float(((found.double() - wanted).abs() / unit).max()) <= 3
+    ends = graph(torch.tensor([torch.inf, -torch.inf, torch.nan]).repeat(3))
+    assert ends[:2].tolist() == [1.0, -1.0]
+    assert bool(ends[2].isnan())
+    exact = improved(graph_of(torch.tanh, (x,)), exact=True)
+    assert torch.equal(exact(x), torch.tanh(x))
+
+
+class Field(nn.Module):
+    """A field with everything that can be changed about it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+        self.scale = 1.0
+        self.names = ["a"]
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Evaluate it."""
+        return self.scale * self.net(y)
+
+
+CHANGES = {
+    "an attribute": lambda f: setattr(f, "scale", 2.0),
+    "its mode": lambda f: f.eval(),
+    "a submodule": lambda f: setattr(f, "net", nn.Sequential(nn.Linear(2, 2), nn.Tanh())),
+    "a list": lambda f: f.names.append("b"),
+    "a hook": lambda f: f.net.register_forward_hook(lambda m, x, y: 2 * y),
+    "no gradient": lambda f: f.net.requires_grad_(False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_seen_before_the_next_solve(change: str) -> None:
+    """And another instance with equal attributes has the same key."""
+    f, y0 = Field(), torch.ones(3, 2)
+
+    def key(f: nn.Module) -> object:
+        reads = read(ODEProblem(f, y0, [0.0, 1.0]))
+        return reads.key, tuple(x.requires_grad for x in reads.tensors)
+
+    before = key(f)
+    assert key(f) == before == key(Field())
+    CHANGES[change](f)
+    assert key(f) != before
+
+
+def test_other_values_of_tensors_are_no_change() -> None:
+    """In place, or by another tensor of the same kind."""
+    f, y0 = Field(), torch.ones(3, 2)
+    before = read(ODEProblem(f, y0, [0.0, 1.0]))
+    with torch.no_grad():
+        f.net.weight.mul_(2.0)
+    f.net.bias = nn.Parameter(torch.ones(2))
+    after = read(ODEProblem(f, y0, [0.0, 1.0]))
+    assert after.key == before.key
+    assert any(x is f.net.bias for x in after.tensors)
+
+
+def _follow(f: object, y0: Tensor) -> None:
+    solver = Solver(backend=CompiledBackend(), method="dopri5", coupling="shared", rtol=1e-6,
+                    atol=1e-8, gradient="checkpointed")  # fmt: skip
+    CompiledBackend().follow(ODEProblem(f, y0, [0.0, 1.0]), solver)  # pyright: ignore
+
+
+def test_what_cannot_be_followed_is_refused_before_anything_is_compiled() -> None:
+    """Each with its cause."""
+    y0, noise = torch.ones(3, 2), nn.Dropout(0.5)
+    with pytest.raises(Unsupported, match="random numbers"):
+        _follow(lambda t, y: noise(y), y0)
+    with pytest.raises(Unsupported, match=r"test_graphs\.py:\d+.*backend='native'"):
+        _follow(lambda t, y: y if y.sum() > 0 else -y, y0)
+    with pytest.raises(InvalidProblem, match="must not change its input"):
+        _follow(lambda t, y: y.mul_(2.0), y0)
+    norm = nn.BatchNorm1d(2)
+    with pytest.raises(InvalidProblem, match="batch norm"):
+        _follow(lambda t, y: norm(y), y0)
+    _follow(lambda t, y: norm.eval()(y), y0)
+
+
+def test_a_counter_in_f_is_no_reason_to_refuse() -> None:
+    """It is left out of what the program depends on."""
+
+    class Counting(Field):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(t, y)
+
+    f, y0 = Counting(), torch.ones(3, 2)
+    _follow(f, y0)
+    before = read(ODEProblem(f, y0, [0.0, 1.0])).key
+    f(torch.tensor(0.0), y0)
+    assert read(ODEProblem(f, y0, [0.0, 1.0])).key == before
+    f.scale = 3.0
+    assert read(ODEProblem(f, y0, [0.0, 1.0])).key != before
