@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.errors import InvalidProblem
-from ctflow.latent.encoders import Cell, check_features
+from ctflow.latent.encoders import Cell, check_features, keep_memory
 from ctflow.latent.likelihoods import Likelihood
 from ctflow.latent.observations import Observations
 
@@ -66,6 +66,7 @@ class RecurrentModel(nn.Module):
         self.features, self.gaps, self.likelihood = features, gaps, likelihood
         make = nn.GRU if cell == "gru" else nn.RNN
         self.recurrence = make(2 * features + int(gaps), hidden, batch_first=True)
+        keep_memory(self.recurrence)
         self.readout = nn.Linear(hidden, features)
 
     def log_prob(self, x: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
