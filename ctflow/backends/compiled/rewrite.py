@@ -47,6 +47,10 @@ def improved(graph: fx.GraphModule, exact: bool) -> fx.GraphModule:
     Returns:
         The graph.
     """
+    for node in list(graph.graph.nodes):
+        if node.op == "call_function" and (whole := _undone(node)) is not node:
+            node.replace_all_uses_with(whole)  # the compiler frees such a view at its first use
+            graph.graph.erase_node(node)
     merge_equal(graph.graph)
     for node in list(graph.graph.nodes):
         if node.op != "call_function":
