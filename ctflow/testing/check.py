@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -84,7 +85,8 @@ def check_dynamics(
     where = Box(states, low, high, float(times[0]), float(times[-1]), batched)
     subject = Subject(f, args, where, where.cases(examples, seed), seed)
     declared = [Property(x.name, x.wrong, x.cause, _COMPARED) for x in laws]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", _NOT_A_LEAF)  # from torch.compile, inside `f`
         torch.manual_seed(seed)
         findings = [*_each(subject, PROPERTIES), *_whole(subject, compiled)]
         failed = [finding.name for finding in findings if finding.outcome == "failed"]
@@ -99,6 +101,7 @@ def check_dynamics(
 
 inspect_dynamics = reporting(check_dynamics)
 
+_NOT_A_LEAF = "The .grad attribute of a Tensor that is not a leaf"
 _COMPARED = ("structure", "repeatable", "inputs", "finite")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ctflow import CtflowError, InvalidProblem
 from ctflow.testing import CheckFailed, check_dynamics, inspect_dynamics
 from tests.problems import FLOAT
-from tests.testing.broken_dynamics import BROKEN, RIGHT, state
+from tests.testing.broken_dynamics import BROKEN, RIGHT, network, state
 
 
 @pytest.mark.parametrize("fault", BROKEN)
@@ -111,6 +111,13 @@ def test_args_that_are_changed_are_seen_and_given_back() -> None:
     report = inspect_dynamics(f, state(), args={"scale": scale}, compiled=False)
     assert report.failed == ("inputs",), str(report)
     assert report.failures[0].what == "it changed `args` in place"
+
+
+def test_a_field_under_torch_compile_can_be_looked_at() -> None:
+    """What dynamo looks up on states that are no leaves is no fault; torch.func may not follow."""
+    net = torch.compile(network(), backend="eager")
+    report = inspect_dynamics(lambda t, y: net(y), state(), compiled=False, examples=3)
+    assert set(report.failed) <= {"transforms"}, str(report)
 
 
 def test_small_units_are_no_fault() -> None:
