@@ -68,7 +68,7 @@ def test_the_other_points_of_a_batch_with_nan_are_right() -> None:
 def test_a_point_that_blows_up_spoils_no_other(gradient: str) -> None:
     """The status says which; the rest keeps its values and gradients."""
     field = Exploding()
-    flow = ContinuousFlow(standard(), field, solver=Solver(gradient=gradient))
+    flow = ContinuousFlow(standard(), field, solver=Solver(gradient=gradient, max_steps=60))
     x = batch([4.0, 0.0])
     found = log_density(flow, x)
     wanted = flow.log_prob(x[GOOD])
@@ -83,7 +83,7 @@ def test_a_point_that_blows_up_spoils_no_other(gradient: str) -> None:
 
 def test_log_prob_raises_with_the_partial_solution() -> None:
     """The message names the sample; the solution has the others."""
-    flow = ContinuousFlow(standard(), Exploding())
+    flow = ContinuousFlow(standard(), Exploding(), solver=Solver(max_steps=60))
     with pytest.raises(SolveFailed, match="sample 1 stopped with") as caught:
         flow.log_prob(batch([4.0, 0.0]))
     assert (caught.value.solution.status != 0).tolist() == [False, True, False, False]
@@ -129,7 +129,7 @@ def test_everything_off_the_support_is_minus_infinity() -> None:
 
 def test_a_failed_sample_of_the_base_is_named() -> None:
     """Sampling cannot leave one out."""
-    flow = ContinuousFlow(standard(), lambda t, z: z**2 * 100, solver=Solver(max_steps=200))
+    flow = ContinuousFlow(standard(), lambda t, z: z**2 * 100, solver=Solver(max_steps=60))
     torch.manual_seed(0)
     with pytest.raises(SolveFailed, match=r"sample [0-9]+ stopped"):
         flow.sample((20,))
