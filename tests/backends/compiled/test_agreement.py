@@ -87,7 +87,6 @@ CASES = {
     "bosh3": Case(_plain, Net, replace(_SOLVER, method="bosh3", rtol=1e-4, atol=1e-6), 7),
     "several runs of the program": Case(_plain, Net, replace(_SOLVER, rtol=1e-11, atol=1e-13), 7),
 }
-QUICK = {"shared, outputs": ("direct",), "per sample, outputs": ("checkpointed",)}
 
 
 def _compiled(solver: Solver) -> Solver:
@@ -117,13 +116,6 @@ def _run(case: Case, f: nn.Module, y0: Tensor, t: Tensor, solver: Solver) -> lis
     return [[x.detach() for x in values], list(gradients), counted, [own.n_f_evals]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> object:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CTFLOW_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def _grid(n: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     gaps = 0.1 + torch.rand(n - 1, generator=generator, dtype=DTYPE)
@@ -131,13 +123,11 @@ def _grid(n: int, seed: int) -> Tensor:
     return 0.3 + 1.5 * t / t[-1]
 
 
-@pytest.mark.compiler
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("gradient", ["checkpointed", "direct"])
 @pytest.mark.parametrize("name", CASES)
-def test_agrees_with_native(name: str, gradient: str, request: pytest.FixtureRequest) -> None:
+def test_agrees_with_native(name: str, gradient: str) -> None:
     """Three draws of weights, states and times, one of them backwards, from the same programs."""
-    if gradient not in QUICK.get(name, ()) and not request.config.getoption("--slow"):
-        pytest.skip("slow; run with --slow")
     case = CASES[name]
     solver = replace(case.solver, gradient=gradient)  # pyright: ignore
     before = None
@@ -156,10 +146,9 @@ def test_agrees_with_native(name: str, gradient: str, request: pytest.FixtureReq
         before = counts.compiled
 
 
-@pytest.mark.slow
-@pytest.mark.compiler
+@pytest.mark.usefixtures("either_way")
 def test_on_a_prescribed_grid_it_is_native_to_rounding() -> None:
-    """To 100 units in the last place, values and gradients."""
+    """To 100 epsilons, values and gradients."""
     grid = OnGrid(torch.linspace(0, 1, 9, dtype=DTYPE))
     f, t = Net(), torch.tensor([0.0, 0.4, 1.0], dtype=DTYPE)
     case = Case(_plain, Net, Solver(), 3)
@@ -174,6 +163,7 @@ def test_on_a_prescribed_grid_it_is_native_to_rounding() -> None:
 
 @pytest.mark.slow
 @pytest.mark.compiler
+@pytest.mark.usefixtures("either_way")
 def test_another_batch_size_compiles_at_most_once_more() -> None:
     """And any further one not at all."""
     case = CASES["shared, outputs"]
@@ -202,8 +192,7 @@ class Blow(nn.Module):
         return y**2 + self.w
 
 
-@pytest.mark.slow
-@pytest.mark.compiler
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("gradient", ["checkpointed", "direct"])
 def test_a_sample_that_fails_leaves_the_others_right(gradient: str) -> None:
     """Status, statistics and NaN as native; gradients of the rest as if it were not there."""
@@ -226,8 +215,7 @@ def test_a_sample_that_fails_leaves_the_others_right(gradient: str) -> None:
     assert abs(ours.stops[0].t - native.stops[0].t) < 1e-3
 
 
-@pytest.mark.slow
-@pytest.mark.compiler
+@pytest.mark.usefixtures("either_way")
 def test_the_limit_of_steps_is_that_of_the_whole_solve() -> None:
     """Also where the program is run several times."""
     t = torch.linspace(0, 1, 3, dtype=DTYPE)

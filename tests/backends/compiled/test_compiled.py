@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ctflow import ODEProblem, Solver, Status, Unsupported, odeint, solve
+from ctflow import BackendUnavailable, ODEProblem, Solver, Status, Unsupported, odeint, solve
 from ctflow.backends.compiled.backend import CompiledBackend
 from ctflow.backends.compiled.build import counts
 
@@ -51,7 +53,7 @@ def _gradients(f: Field, y0: Tensor, t: Tensor, solver: Solver) -> tuple[Tensor,
     return solution.y.detach(), flat, solution.stats.forward.n_steps
 
 
-@pytest.mark.slow
+@pytest.mark.compiler
 def test_values_gradients_and_steps_are_those_of_native() -> None:
     """Programs serve every value, time, direction and instance."""
     t = torch.linspace(0, 2, 7, dtype=torch.float64)
@@ -77,6 +79,7 @@ def test_values_gradients_and_steps_are_those_of_native() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.compiler
 def test_a_blow_up_is_reported() -> None:
     """With a status, and NaN where it did not arrive."""
     y0, t = torch.ones(3, dtype=torch.float64), torch.tensor([0.0, 2.0], dtype=torch.float64)
@@ -100,3 +103,93 @@ def test_random_numbers_are_refused() -> None:
     f = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
     with pytest.raises(Unsupported, match="random"):
         odeint(lambda t, y: f(y), torch.ones(3, 2), [0.0, 1.0], solver=COMPILED)
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_a_thousand_training_steps_compile_once_each_way() -> None:
+    """Parameters, states, times, their number and tolerances change; programs do not."""
+    f = Field()
+    optimiser = torch.optim.Adam(f.parameters(), lr=1e-3)
+    target = torch.ones(2, dtype=torch.float64)
+    began = None
+    for i in range(1000):
+        y0 = torch.randn(5, 2, dtype=torch.float64)
+        t = torch.linspace(0, 1 + 0.001 * i, 5 + i % 3, dtype=torch.float64)
+        y = odeint(f, y0, t, solver=replace(COMPILED, rtol=1e-3 / (1 + i), gradient="direct"))
+        loss = ((y[-1] - target) ** 2).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if i == 2:  # that `f` counts its calls is found out when it is followed first
+            began = (counts.compiled, counts.loaded)
+    assert began == (counts.compiled, counts.loaded)
+    assert f.calls < 50, "Python was asked for values"
+
+
+class Rotated(nn.Module):
+    """Each sample turns at a rate of its own."""
+
+    def forward(self, t: Tensor, y: Tensor, args: Tensor) -> Tensor:
+        """Evaluate it."""
+        x, v = y.unbind(1)
+        return torch.stack([v, -args * torch.sin(x)], 1) + torch.cos(3 * t) * y / 10
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_step_counts_are_native_s_in_ninety_nine_of_a_hundred() -> None:
+    """Fusion moves decisions that stand on the edge, and no others: 2,000 solves."""
+    same = total = 0
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        y0 = torch.randn(100, 2, dtype=torch.float64, generator=generator)
+        rates = torch.rand(100, dtype=torch.float64, generator=generator) * 10 ** (seed % 3)
+        t = torch.linspace(0, 1 + seed / 2, 2 + seed % 5, dtype=torch.float64)
+        tolerance = 10.0 ** -(2 + seed % 8)
+        settings = {"rtol": tolerance, "atol": tolerance, "coupling": "per_sample"}
+        with torch.no_grad():
+            ours, native = (
+                solve(ODEProblem(Rotated(), y0, t, args=rates), replace(s, **settings))
+                for s in (COMPILED, SOLVER)
+            )
+        torch.testing.assert_close(ours.y, native.y, rtol=10 * tolerance, atol=10 * tolerance)
+        equal = ours.stats.forward.n_steps == native.stats.forward.n_steps
+        same, total = same + int(equal.sum()), total + len(equal)
+    assert same >= 0.99 * total
+
+
+class Switched(nn.Module):
+    """A field with a mode and a submodule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner: nn.Module = nn.Linear(2, 2, dtype=torch.float64)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Evaluate it."""
+        return self.inner(y) if self.training else -self.inner(y)
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_what_python_sees_may_change_between_solves() -> None:
+    """Train or eval, another submodule: the answer is that of the present field."""
+    f, y0, t = Switched(), torch.ones(3, 2, dtype=torch.float64), [0.0, 1.0]
+    with torch.no_grad():
+        for change in (
+            lambda: None,
+            lambda: f.eval(),
+            lambda: setattr(f, "inner", nn.Sequential(f.inner, nn.Tanh())),
+            lambda: f.train(),
+        ):
+            change()
+            ours, native = (odeint(f, y0, t, solver=solver) for solver in (COMPILED, SOLVER))
+            torch.testing.assert_close(ours, native, rtol=1e-9, atol=1e-9)
+
+
+def test_a_machine_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what to install, and who can solve meanwhile."""
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))  # pyright: ignore
+    with pytest.raises(BackendUnavailable, match=r"C\+\+ compiler.*backend='native'"):
+        odeint(lambda t, y: -y * 1.5, torch.ones(2), [0.0, 1.0], solver=COMPILED)

@@ -1,0 +1,68 @@
+"""Programs without the compiler: for all that does not depend on what it makes of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ctflow.backends.compiled import job, library
+
+
+@contextmanager
+def operator_by_operator() -> Iterator[None]:
+    """Programs as graphs that are run as they are before they become machine code."""
+
+    def loop(
+        going: Callable[..., Tensor],
+        body: Callable[..., tuple[Tensor, ...]],
+        carry: Any,  # noqa: ANN401
+    ) -> tuple[Tensor, ...]:
+        while bool(going(*carry)):
+            carry = body(*carry)
+        return carry
+
+    def built(module: nn.Module, *_: object) -> Callable[[list[Tensor]], list[Tensor]]:
+        def program(inputs: list[Tensor]) -> list[Tensor]:
+            found: Any = module(*inputs)
+            return [found] if isinstance(found, Tensor) else list(found)
+
+        return program
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "while_loop", loop)
+        patch.setattr(library, "built", built)
+        patch.setattr(job, "_FAMILIES", OrderedDict())
+        yield
+
+
+@pytest.fixture(scope="module")
+def by_operator() -> Iterator[None]:
+    """For all tests of a module."""
+    with operator_by_operator():
+        yield
+
+
+@pytest.fixture(
+    params=[
+        "by operator",
+        pytest.param("compiled", marks=[pytest.mark.slow, pytest.mark.compiler]),
+    ]
+)
+def either_way(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """A test's programs run operator by operator, and with --slow compiled too."""
+    if request.param == "by operator":
+        with operator_by_operator():
+            yield request.param
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.getbasetemp() / "programs"
+        patch.setenv("CTFLOW_CACHE_DIR", str(folder))
+        yield request.param
