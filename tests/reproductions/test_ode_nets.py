@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from _harness.solves import spearman
+from _harness.table import paired
 from _harness.training import Job, Recipe, Trained, build, shifted, train
 from torch import nn
 
@@ -124,13 +127,12 @@ def test_shifting_moves_every_image_by_itself() -> None:
 
 def test_the_interval_is_that_of_paired_differences() -> None:
     """Images that both get wrong do not widen it."""
-    table = load_script(ROOT, "table_1")
     model = nn.Identity()
     ours = Trained(job(), model, [], [False] * 30 + [True] * 70, 0)
     theirs = Trained(job(), model, [], [False] * 30 + [True] * 70, 0)
-    assert table.paired([ours], [theirs]) == (0.0, 0.0)
+    assert paired([ours], [theirs]) == (0.0, 0.0)
     worse = replace(ours, right=[False] * 34 + [True] * 66)
-    low, high = table.paired([worse], [theirs])
+    low, high = paired([worse], [theirs])
     assert low + high == pytest.approx(8.0)
     assert high - low == pytest.approx(2 * 1.96 * 100 * math.sqrt(0.04 * 0.96 / 99), rel=1e-6)
 
@@ -162,3 +164,61 @@ def test_neither_the_plain_nor_the_augmented_points_leave_their_regions() -> Non
     assert 1.0 <= float(radius[y[:, 0] > 0].min()) <= float(radius.max()) <= 1.5 + 1e-6
     x, y = augmented.points("sign flip", 10)
     assert torch.equal(y, -x)
+
+
+FIGURES = ("figure_1", "table_1", "figure_3", "tolerance", "augmented", "regularised", "mechanics")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_of_the_page_is_that_of_the_results(name: str) -> None:
+    """Bit for bit."""
+    shown = (ROOT / "docs" / "figures" / f"{name}.png").read_bytes()
+    assert shown == (ROOT / "reproductions" / "results" / name / "quick.png").read_bytes()
+
+
+def results_of(name: str) -> dict[str, Any]:
+    """The committed record of a quick run."""
+    path = ROOT / "reproductions" / "results" / name / "quick.json"
+    return json.loads(path.read_text())
+
+
+def ratio_rows() -> list[str]:
+    """Backward over forward evaluations, as the page has them."""
+    record = results_of("figure_3")
+    ways: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for each in record["solves"]:
+        ways.setdefault((each["solver"], each["norm"], each["batch"]), []).append(each)
+    rows = []
+    for key, solves in ways.items():
+        cells = []
+        for tolerance in record["config"]["tolerances"]:
+            own = [each for each in solves if each["tolerance"] == tolerance]
+            ratio = sum(e["backward"] for e in own) / sum(e["forward"] for e in own)
+            cells.append(f"{ratio:.2f}")
+        rows.append(f"| {' | '.join(map(str, key))} | {' | '.join(cells)} |")
+    return rows
+
+
+def regularised_rows() -> list[str]:
+    """Accuracy and evaluations by regulariser."""
+    return [
+        f"| {run['method']} | {100 * run['accuracy'][-1]:.1f} % | {run['forward'][0]:.1f} | "
+        f"{run['forward'][-1]:.1f} |"
+        for run in results_of("regularised")["runs"]
+    ]
+
+
+def memory_rows() -> list[str]:
+    """Peak storage in KiB by depth, and the power."""
+    return [
+        f"| {each['body']} | {' | '.join(f'{kib:.0f}' for kib in each['kib'])} | "
+        f"{each['exponent']:.2f} |"
+        for each in results_of("table_1")["memory"]
+    ]
+
+
+@pytest.mark.parametrize("rows", [ratio_rows, regularised_rows, memory_rows])
+def test_the_tables_of_the_page_are_those_of_the_results(rows: Callable[[], list[str]]) -> None:
+    """Every row."""
+    page = (ROOT / "docs" / "ode_nets.md").read_text()
+    assert [row for row in rows() if row not in page] == []
