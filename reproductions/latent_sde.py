@@ -29,7 +29,7 @@ from ctflow import Solver
 from ctflow.cli import main as command_line
 from ctflow.latent import ContextEncoder, Gaussian, LatentSDE
 
-NOISE = 0.2  # standard deviation of what is seen
+NOISE = 0.5  # standard deviation of what is seen; well above that of one step of the solver
 LENGTH = 2.0  # of the observed time; the process forgets within 1
 POINTS = 10
 
@@ -41,9 +41,9 @@ class Config:
     preset: str
     seed: int = 0
     backend: str = "torchsde"
-    steps: int = 500
+    steps: int = 220
     batch: int = 128
-    step: float = 0.05  # of the solver
+    step: float = 0.025  # of the solver
     learning_rate: float = 2e-2
     n_test: int = 200
     paths: int = 200  # drawn for the bands
@@ -54,7 +54,7 @@ class Config:
 PRESETS = {
     "smoke": Config("smoke", steps=2, batch=8, n_test=8, paths=4, judged=False),
     "quick": Config("quick"),
-    "full": Config("full", steps=5000, step=0.02, learning_rate=5e-3),
+    "full": Config("full", steps=5000, step=0.01, learning_rate=5e-3),
 }
 
 
