@@ -83,7 +83,7 @@ PRESETS = {
         net="ODE-Net",
         data="mnist-10000",
         tolerance=1e-1,
-        recipe=Recipe(20, batch=64),
+        recipe=Recipe(16, batch=64, learning_rate=5e-3),
         tolerances=(1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
         batches=(1, 8),
         n_solves=5,

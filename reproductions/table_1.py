@@ -97,7 +97,7 @@ PRESETS = {
         seeds=3,
         data="mnist-10000",
         channels=16,
-        recipe=Recipe(20, batch=64),
+        recipe=Recipe(16, batch=64, learning_rate=5e-3),
         tolerance=1e-1,
         rounds=3,
         error=2.0,

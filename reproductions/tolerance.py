@@ -76,7 +76,7 @@ PRESETS = {
         data="mnist-10000",
         n_test=None,
         tolerance=1e-1,
-        recipe=Recipe(20, batch=64),
+        recipe=Recipe(16, batch=64, learning_rate=5e-3),
         keep=True,
     ),
 }
