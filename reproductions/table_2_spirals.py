@@ -213,9 +213,9 @@ def draw(config: Config, trained: list[Trained], scores: list[Scores]) -> None:
     rnn = best("RNN with gaps", fewest)
     folder = config.results
     write_figure(folder / f"{config.preset}.png", figure_8(rnn, latent))
-    write_figure(folder / f"{config.preset}-figure-9.png", figure_9(latent))
+    write_figure(folder / f"{config.preset}.figure-9.png", figure_9(latent))
     columns = [best("latent ODE", points) for points in config.points]
-    write_figure(folder / f"{config.preset}-figure-10.png", figure_10(columns))
+    write_figure(folder / f"{config.preset}.figure-10.png", figure_10(columns))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def test_the_smoke_preset_trains_every_model_and_writes_its_files(tmp_path: Path
     record = table_2.main(replace(SMOKE, results=tmp_path))
     assert [run["model"] for run in record["runs"]] == list(table_2.MODELS)
     assert all(math.isfinite(run["extrapolation"]) for run in record["runs"])
-    names = ["smoke-figure-10.png", "smoke-figure-9.png", "smoke.json", "smoke.png"]
+    names = ["smoke.figure-10.png", "smoke.figure-9.png", "smoke.json", "smoke.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert json.loads((tmp_path / "smoke.json").read_text())["runs"]
 
