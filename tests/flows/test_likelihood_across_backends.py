@@ -33,10 +33,7 @@ def reference(flow: ContinuousFlow) -> tuple[torch.Tensor, torch.Tensor]:
         return x, flow.log_prob(x)
 
 
-BACKENDS = ["native", "torchdiffeq", "scipy", pytest.param("compiled", marks=pytest.mark.compiler)]
-
-
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", ["native", "torchdiffeq", "scipy"])
 def test_ten_thousand_points_agree(
     name: str, flow: ContinuousFlow, reference: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
@@ -49,5 +46,5 @@ def test_ten_thousand_points_agree(
     assert float(off.square().mean().sqrt()) < 10 * TOLERANCE
     # Shared steps control the mean square over all 30,000 variables, so a single one may be off by
     # more; per-sample steps control each.
-    controlled = name in ("native", "compiled")
-    assert float(off.abs().max()) < (10 if controlled else 100) * TOLERANCE
+    shared = name != "native"
+    assert float(off.abs().max()) < (100 if shared else 10) * TOLERANCE

@@ -84,8 +84,8 @@ def test_a_linear_field_has_the_gaussian_of_its_matrix_exponential() -> None:
 def test_the_liouville_equation_holds(make: Make) -> None:
     """dp/dt = - sum_i d(f_i p)/dz_i at fixed points; the residual falls as the square of h."""
     field = make(2)
-    flow = ContinuousFlow(standard(2), field, solver=Solver(rtol=1e-12, atol=1e-14))
-    x, t = points(6, 2), torch.tensor(0.6, dtype=FLOAT)
+    flow = ContinuousFlow(standard(2), field, solver=Solver(rtol=1e-10, atol=1e-12))
+    x, t = points(4, 2), torch.tensor(0.6, dtype=FLOAT)
 
     def residual(h: float) -> float:
         shift = h * torch.eye(2, dtype=FLOAT)
@@ -107,7 +107,8 @@ def test_the_liouville_equation_holds(make: Make) -> None:
 @pytest.mark.parametrize("make", [mlp, planar])
 def test_the_density_integrates_to_one(make: Make) -> None:
     """On a grid that holds it, within one per cent."""
-    flow = ContinuousFlow(standard(2), make(2), solver=Solver(rtol=1e-6, atol=1e-8))
+    solver = Solver(rtol=1e-6, atol=1e-8, coupling="shared")
+    flow = ContinuousFlow(standard(2), make(2), solver=solver)
     side = torch.linspace(-7, 7, 71, dtype=FLOAT)
     with torch.no_grad():
         mass = flow.log_prob(torch.cartesian_prod(side, side)).exp().sum() * 0.2**2
@@ -122,7 +123,8 @@ def test_a_hamiltonian_field_preserves_volume() -> None:
     flow = ContinuousFlow(standard(4), field, solver=TIGHT)
     x = points(4, 4)
     found = log_density(flow, x)
-    assert float((found.value - flow.base.log_prob(found.z)).abs().max()) < 1e-12
+    change = (found.value - flow.base.log_prob(found.z)).detach()
+    assert float(change.abs().max()) < 1e-12
     jacobian = torch.autograd.functional.jacobian(
         lambda row: flow.trajectory(row[None], (0.0, 1.0))[-1, 0], x[0]
     )
@@ -139,7 +141,7 @@ def test_the_sign_of_equation_10_is_that_of_theorem_1() -> None:
     flow = ContinuousFlow(standard(2), field, solver=TIGHT)
     z, log_prob = torch.zeros(1, 2, dtype=FLOAT), -math.log(2 * math.pi)
     # At the fixed point z = 0 the divergence is u . w = 1/2 throughout.
-    assert abs(float(flow.log_prob(z)) - (log_prob - 0.5)) < 1e-9
+    assert abs(float(flow.log_prob(z).detach()) - (log_prob - 0.5)) < 1e-9
 
 
 @pytest.mark.parametrize("make", [mlp, planar, lambda dim: PotentialField(dim).double()])
@@ -162,7 +164,7 @@ def test_the_gradient_of_the_likelihood_is_its_finite_difference(
 ) -> None:
     """On a frozen grid (fixed steps), along random directions, for parameters and for data."""
     field, x = planar(2), points(4, 2).requires_grad_()
-    fixed = Solver(method="rk4", step=0.05, gradient=gradient)
+    fixed = Solver(method="rk4", step=0.25, gradient=gradient)
     flow = ContinuousFlow(standard(2), field, divergence=divergence, solver=fixed)
     inputs = [x, *field.parameters()]
     found = torch.autograd.grad(flow.log_prob(x).sum(), inputs)
