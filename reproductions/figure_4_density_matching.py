@@ -19,28 +19,28 @@ Source:
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from _harness.bands import Band
+from _harness.density_training import Fit, Recipe, fit_continuous, fit_layers
 from _harness.energies import ENERGIES, WINDOW, confined, log_z
-from _harness.flow_training import Budget, Training, Unfinished
+from _harness.flow_training import Budget, Unfinished
+from _harness.flow_workers import train_ahead
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
-from torch.distributions import Independent, Normal
+from torch import Tensor
 
-from ctflow import Solver
 from ctflow.cli import main as command_line
-from ctflow.flows import ContinuousFlow, HyperPlanar, PlanarLayers
 
-Draw = Callable[[int], tuple[Tensor, Tensor]]
-"""Samples [n, 2] of a flow, and their log-densities [n]."""
+FITS = {"NF": fit_layers, "CNF": fit_continuous}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Config:
     fresh: int = 20_000  # samples that a loss is the mean of
     pixels: int = 120  # of a panel
     bands: str = "quick"
-    slice_seconds: float | None = None  # stop after so long; the next run goes on
+    workers: int = 1  # processes that train
+    minutes: float = math.inf  # stop after so long; the next run goes on
     threads: int = 1
     results: Path = Path(__file__).parent / "results" / "figure_4_density_matching"
 
@@ -80,8 +81,8 @@ PRESETS = {
     ),
     "quick": Config("quick"),
     "full": Config(
-        "full", cells=ALL, cnf_iterations=6000, nf_iterations=30_000, batch=512, pixels=200,
-        bands="full",
+        "full", backend="compiled", cells=ALL, cnf_iterations=4000, nf_iterations=20_000,
+        batch=512, pixels=200, bands="full", workers=2,
     ),
     "paper": Config(
         "paper", cells=ALL, cnf_iterations=10_000, nf_iterations=500_000, batch=512, loose=1e-5,
@@ -103,7 +104,7 @@ class Cell:
         bound: -log Z, the least possible loss.
         raw: The loss without the wall.
         inside: Share of the flow's mass inside the window.
-        seconds: Training time.
+        seconds: Training time on the processor.
     """
 
     target: str
@@ -132,27 +133,34 @@ def run(config: Config, console: Console) -> dict[str, object]:
     """The experiment, from energies to files."""
     from _harness.density_figure import matching_figure  # matplotlib is optional
 
-    budget = Budget(config.slice_seconds)
+    budget = Budget(config.minutes)
     bounds = {target: -log_z(target) for target in {target: 0 for target, _ in config.cells}}
     cells: list[Cell] = []
     images: dict[tuple[str, str, int], Tensor] = {}
+    jobs = {
+        (target, size, kind): partial(FITS[kind], recipe(config, kind), target, size)
+        for target, size in config.cells
+        for kind in FITS
+    }
     with LiveLine(console) as line:
-        for target, size in config.cells:
-            for kind, fit in (("NF", fit_layers), ("CNF", fit_continuous)):
-                try:
-                    draw, log_prob, seconds = fit(config, target, size, line, budget)
-                except Unfinished:
-                    console.print(f"Stopped in {kind} {target} {size}: run again to go on.")
-                    return {"bands": [Band("finished", 0.0, low=1.0).record()]}
-                cells.append(measured(config, target, size, kind, bounds[target], draw, seconds))
-                images[target, kind, size] = image(log_prob, config.pixels)
+        ahead = {f"{kind}({size}) on {target}": job for (target, size, kind), job in jobs.items()}
+        train_ahead(ahead, config.workers, line, budget)
+        for (target, size, kind), job in jobs.items():
+            try:
+                fit = job(line, budget)
+            except Unfinished:
+                console.print(f"Stopped in {kind}({size}) on {target}: run again to go on.")
+                return {"bands": [Band("finished", 0.0, low=1.0).record()]}
+            line.show(f"{kind}({size}) on {target}: measured")
+            cells.append(measured(config, target, size, kind, bounds[target], fit))
+            images[target, kind, size] = image(fit.log_prob, config.pixels)
     bands = bands_of(config, cells)
     console.print(table_of(cells), *map(str, bands), sep="\n", highlight=False)
     record = {
         "config": {
             key: value
             for key, value in asdict(config).items()
-            if key not in ("results", "slice_seconds")
+            if key not in ("results", "minutes", "workers")
         },
         "environment": environment(),
         "cells": [asdict(cell) for cell in cells],
@@ -165,85 +173,20 @@ def run(config: Config, console: Console) -> dict[str, object]:
     return record
 
 
-def base() -> Independent:
-    """N(0, I) in the plane, where every flow begins."""
-    return Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
-
-
-def fit_layers(
-    config: Config, target: str, size: int, line: LiveLine, budget: Budget
-) -> tuple[Draw, Callable[[Tensor], Tensor], float]:
-    """K planar layers by RMSprop."""
-    torch.manual_seed(config.seed)
-    layers, start, energy = PlanarLayers(2, size), base(), confined(target)
-    optimiser = torch.optim.RMSprop(layers.parameters(), lr=config.nf_rate)
-    training = trained(config, layers, optimiser, config.nf_iterations, f"NF-{target}-{size}")
-
-    def draw(n: int) -> tuple[Tensor, Tensor]:
-        z = start.sample((n,))
-        x, log_det = layers.push(z)
-        return x, start.log_prob(z) - log_det
-
-    def loss(done: int) -> Tensor:
-        x, log_prob = draw(config.batch)
-        return (log_prob + annealed(done, config.nf_iterations) * energy(x)).mean()
-
-    training.run(loss, config.nf_iterations, f"{target}, NF with K = {size}", line, budget)
-
-    def log_prob(x: Tensor) -> Tensor:
-        z = layers.pull(x)
-        return start.log_prob(z) - layers.push(z)[1]
-
-    return draw, log_prob, training.seconds
-
-
-def fit_continuous(
-    config: Config, target: str, size: int, line: LiveLine, budget: Budget
-) -> tuple[Draw, Callable[[Tensor], Tensor], float]:
-    """M planar units with weights that depend on time, by Adam."""
-    torch.manual_seed(config.seed)
-    field, energy = HyperPlanar(2, size), confined(target)
-    exact = Solver("native", rtol=config.tolerance, atol=config.tolerance, coupling="shared")
-    steps = replace(
-        exact, backend=config.backend, gradient="direct", rtol=config.loose, atol=config.loose
+def recipe(config: Config, kind: str) -> Recipe:
+    """How a flow is trained."""
+    nf = kind == "NF"
+    folder = config.results / ".checkpoints" / config.preset
+    return Recipe(
+        seed=config.seed,
+        backend=config.backend,
+        iterations=config.nf_iterations if nf else config.cnf_iterations,
+        batch=config.batch,
+        rate=config.nf_rate if nf else config.cnf_rate,
+        loose=config.loose,
+        tolerance=config.tolerance,
+        folder=None if config.bands == "none" else folder,
     )
-    flow, checked = (ContinuousFlow(base(), field, solver=solver) for solver in (steps, exact))
-    optimiser = torch.optim.Adam(field.parameters(), lr=config.cnf_rate)
-    training = trained(config, field, optimiser, config.cnf_iterations, f"CNF-{target}-{size}")
-
-    def loss(done: int) -> Tensor:
-        del done
-        x, log_prob = flow.rsample_and_log_prob((config.batch,))
-        return (log_prob + energy(x)).mean()
-
-    training.run(loss, config.cnf_iterations, f"{target}, CNF with M = {size}", line, budget)
-    return lambda n: checked.rsample_and_log_prob((n,)), checked.log_prob, training.seconds
-
-
-def annealed(done: int, iterations: int) -> float:
-    """Weight of the energy for the NF: Rezende and Mohamed's beta_t, over 3/10 of the training.
-
-    (For the CNF it was tried and left out: with two units it ended 0.2 to 0.4 nats higher.)
-    """
-    return min(1.0, 0.01 + done / (0.3 * iterations))
-
-
-def trained(
-    config: Config,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    iterations: int,
-    name: str,
-) -> Training:
-    """A training with a rate that rises for a tenth of it and then falls; kept on the way."""
-    rate = optimiser.param_groups[0]["lr"]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rate, total_steps=iterations, pct_start=0.1, cycle_momentum=False
-    )
-    settings = replace(config, results=Path(), slice_seconds=None, cells=(), pixels=0, fresh=0)
-    path = config.results / ".checkpoints" / config.preset / f"{name}-{config.seed}.pt"
-    keep = None if config.bands == "none" else path
-    return Training(model, optimiser, schedule, key=repr(settings), path=keep)
 
 
 @torch.no_grad()
@@ -253,12 +196,11 @@ def measured(
     size: int,
     kind: str,
     bound: float,
-    draw: Draw,
-    seconds: float,
+    fit: Fit,
 ) -> Cell:
     """The loss over fresh samples, with the wall and without."""
     torch.manual_seed(config.seed + 1)
-    x, log_prob = draw(config.fresh)
+    x, log_prob = fit.draw(config.fresh)
     losses = (log_prob + confined(target)(x)).double()
     raw = (log_prob + ENERGIES[target](x)).double()
     inside = (x.abs() <= WINDOW).all(dim=1).double()
@@ -271,7 +213,7 @@ def measured(
         bound=bound,
         raw=raw.mean().item(),
         inside=inside.mean().item(),
-        seconds=round(seconds, 1),
+        seconds=round(fit.seconds, 1),
     )
 
 
@@ -300,7 +242,7 @@ def bands_of(config: Config, cells: list[Cell]) -> list[Band]:
         unbounded = {key: gap for key, gap in gaps.items() if key[0] != "U1"}
         far = max(found[t, "CNF", 32].loss - found[t, "CNF", 32].bound for t in ENERGIES)
         wins = sum(gap >= -0.02 for gap in unbounded.values())
-        gain = min(found[t, k, 2].loss - found[t, k, 32].loss for t in ENERGIES for k in KINDS)
+        gain = min(found[t, k, 2].loss - found[t, k, 32].loss for t in ENERGIES for k in FITS)
         bands += [
             Band("CNF(32) above its bound (nats), the worst target", far, high=0.05),
             Band("U3 and U4 cells where CNF <= NF + 0.02, of 10", wins, low=8),
@@ -309,9 +251,6 @@ def bands_of(config: Config, cells: list[Cell]) -> list[Band]:
             Band("least gain from 2 to 32", gain, low=0.2),
         ]
     return bands
-
-
-KINDS = ("NF", "CNF")
 
 
 def table_of(cells: list[Cell]) -> Table:

@@ -17,15 +17,18 @@ Source:
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from _harness.bands import Band
 from _harness.flow_training import Budget, Training, Unfinished
+from _harness.flow_workers import train_ahead
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
 from _harness.shapes import SHAPES, Shape, energy_distance
@@ -63,13 +66,15 @@ class Config:
     lead: float | None = 0.0  # of the CNF over the NF
     distance: float | None = 0.05  # energy distance of the CNF's samples accepted
     keep: bool = False  # checkpoints
-    slice_seconds: float | None = None  # stop after so long; the next run goes on
+    workers: int = 1  # processes that train
+    minutes: float = math.inf  # stop after so long; the next run goes on
     threads: int = 1
     results: Path = Path(__file__).parent / "results" / "figure_5_max_likelihood"
 
 
 _FULL = Config(
     "full",
+    backend="compiled",
     cnf_iterations=4000,
     nf_iterations=4000,
     batch=512,
@@ -79,6 +84,7 @@ _FULL = Config(
     excess=(("circles", 0.08), ("moons", 0.05)),
     distance=0.02,
     keep=True,
+    workers=2,
 )
 PRESETS = {
     "smoke": Config(
@@ -105,7 +111,7 @@ class Fit(NamedTuple):
         log_prob: Log-density of points [n, 2], [n].
         stages: One for each of `FRACTIONS`.
         returned: Median distance of base samples from themselves after forward and inverse.
-        seconds: Training time.
+        seconds: Training time on the processor.
     """
 
     log_prob: Callable[[Tensor], Tensor]
@@ -128,7 +134,7 @@ class Row:
         distance: Energy distance of samples to fresh data.
         mass: Integral of the density over the window.
         returned: Median of |inverse(forward(z)) - z|.
-        seconds: Training time.
+        seconds: Training time on the processor.
     """
 
     shape: str
@@ -158,24 +164,30 @@ def run(config: Config, console: Console) -> dict[str, object]:
     """The experiment, from shapes to files."""
     from _harness.likelihood_figure import likelihood_figure  # matplotlib is optional
 
-    budget, rows = Budget(config.slice_seconds), []
+    budget, rows = Budget(config.minutes), []
     fits: dict[tuple[str, str], Fit] = {}
+    jobs = {
+        (name, kind): partial(FITS[kind], config, SHAPES[name])
+        for name in config.shapes
+        for kind in FITS
+    }
     with LiveLine(console) as line:
-        for name in config.shapes:
-            for kind, fit in (("CNF", fit_continuous), ("NF", fit_layers)):
-                try:
-                    fits[name, kind] = fit(config, SHAPES[name], line, budget)
-                except Unfinished:
-                    console.print(f"Stopped in {kind}, {name}: run again to go on.")
-                    return {"bands": [Band("finished", 0.0, low=1.0).record()]}
-                rows.append(measured(config, SHAPES[name], kind, fits[name, kind]))
+        ahead = {f"{kind} on {name}": job for (name, kind), job in jobs.items()}
+        train_ahead(ahead, config.workers, line, budget)
+        for (name, kind), job in jobs.items():
+            try:
+                fits[name, kind] = job(line, budget)
+            except Unfinished:
+                console.print(f"Stopped in {kind}, {name}: run again to go on.")
+                return {"bands": [Band("finished", 0.0, low=1.0).record()]}
+            rows.append(measured(config, SHAPES[name], kind, fits[name, kind]))
     bands = bands_of(config, rows)
     console.print(table_of(rows), *map(str, bands), sep="\n", highlight=False)
     record = {
         "config": {
             key: value
             for key, value in asdict(config).items()
-            if key not in ("results", "slice_seconds")
+            if key not in ("results", "minutes", "workers")
         },
         "environment": environment(),
         "rows": [asdict(row) for row in rows],
@@ -266,15 +278,17 @@ def trained(config: Config, model: nn.Module, iterations: int, name: str) -> Tra
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, config.rate, total_steps=iterations, pct_start=0.1, cycle_momentum=False
     )
-    settings = replace(config, results=Path(), slice_seconds=None, shapes=(), pixels=0, fresh=0)
     path = config.results / ".checkpoints" / config.preset / f"{name}-{config.seed}.pt"
-    key = repr(settings)
+    key = repr((config.units, config.batch, config.rate, config.backend, config.loose, iterations))
     return Training(model, optimiser, schedule, key=key, path=path if config.keep else None)
 
 
 def distance(x: Tensor, y: Tensor) -> float:
     """Median distance of rows."""
     return (x - y).norm(dim=1).median().item()
+
+
+FITS = {"CNF": fit_continuous, "NF": fit_layers}
 
 
 @torch.no_grad()

@@ -19,13 +19,15 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from _harness.bands import Band
 from _harness.flow_training import Budget, Training, Unfinished
+from _harness.flow_workers import train_ahead
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
 from _harness.toys import TOYS, Sampler, entropies
@@ -67,7 +69,8 @@ class Config:
     pixels: int = 80  # of a panel
     accepted: float | None = 0.0  # the worst model's lead over a Gaussian, nats
     keep: bool = False  # checkpoints
-    slice_seconds: float | None = None  # stop after so long; the next run goes on
+    workers: int = 1  # processes that train
+    minutes: float = math.inf  # stop after so long; the next run goes on
     threads: int = 1
     results: Path = Path(__file__).parent / "results" / "toy_densities"
 
@@ -79,8 +82,8 @@ PRESETS = {
     ),
     "quick": Config("quick"),
     "full": Config(
-        "full", sets=tuple(TOYS), likelihood_iterations=4000, iterations=20_000, batch=512,
-        fresh=10_000, pixels=160, accepted=0.3, keep=True,
+        "full", backend="compiled", sets=tuple(TOYS), likelihood_iterations=3000,
+        iterations=10_000, fresh=10_000, pixels=160, accepted=0.3, keep=True, workers=2,
     ),
 }  # fmt: skip
 
@@ -96,7 +99,7 @@ class Row:
         error: Its standard error.
         gaussian: That of a Gaussian with the set's mean and covariance.
         entropy: The least possible, where it is known.
-        seconds: Training time.
+        seconds: Training time on the processor.
     """
 
     data: str
@@ -123,25 +126,31 @@ def run(config: Config, console: Console) -> dict[str, object]:
     """The experiment, from data to files."""
     from _harness.toy_figure import toy_figure  # matplotlib is optional
 
-    budget, rows = Budget(config.slice_seconds), []
+    budget, rows = Budget(config.minutes), []
     fits: dict[tuple[str, str], LogProb] = {}
+    jobs = {
+        (data, model): partial(fit, config, data, model)
+        for data in config.sets
+        for model in config.models
+    }
     with LiveLine(console) as line:
-        for data in config.sets:
-            for model in config.models:
-                try:
-                    log_prob, seconds = fit(config, data, model, line, budget)
-                except Unfinished:
-                    console.print(f"Stopped in {model}, {data}: run again to go on.")
-                    return {"bands": [Band("finished", 0.0, low=1.0).record()]}
-                fits[data, model] = log_prob
-                rows.append(measured(config, data, model, log_prob, seconds))
+        ahead = {f"{model} on {data}": job for (data, model), job in jobs.items()}
+        train_ahead(ahead, config.workers, line, budget)
+        for (data, model), job in jobs.items():
+            try:
+                log_prob, seconds = job(line, budget)
+            except Unfinished:
+                console.print(f"Stopped in {model} on {data}: run again to go on.")
+                return {"bands": [Band("finished", 0.0, low=1.0).record()]}
+            fits[data, model] = log_prob
+            rows.append(measured(config, data, model, log_prob, seconds))
     bands = bands_of(config, rows)
     console.print(table_of(rows), *map(str, bands), sep="\n", highlight=False)
     record = {
         "config": {
             key: value
             for key, value in asdict(config).items()
-            if key not in ("results", "slice_seconds")
+            if key not in ("results", "minutes", "workers")
         },
         "environment": environment(),
         "rows": [asdict(row) for row in rows],
@@ -258,11 +267,15 @@ def fit(
         optimiser, config.rate, total_steps=plan.iterations + 1, pct_start=0.1,
         cycle_momentum=False,
     )  # fmt: skip
-    settings = replace(config, results=Path(), slice_seconds=None, sets=(), models=(), pixels=0)
+    settings = (config.width, config.batch, config.rate, config.backend, config.loose)
     name = f"{model}-{data}-{config.seed}".replace(" ", "_").replace(",", "")
     path = config.results / ".checkpoints" / config.preset / f"{name}.pt"
     training = Training(
-        plan.network, optimiser, schedule, key=repr(settings), path=path if config.keep else None
+        plan.network,
+        optimiser,
+        schedule,
+        key=repr((*settings, plan.iterations)),
+        path=path if config.keep else None,
     )
     training.run(plan.loss, plan.iterations, f"{data}, {model}", line, budget)
     return plan.log_prob, training.seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -24,23 +25,27 @@ class Unfinished(Exception):
 
 @dataclass
 class Budget:
-    """Seconds that may still be spent in this slice.
+    """Minutes that may be spent in this slice.
 
     Args:
-        seconds: None for no limit.
+        minutes: Infinite for no limit.
     """
 
-    seconds: float | None = None
+    minutes: float = math.inf
     began: float = field(default_factory=time.monotonic)
 
     def check(self) -> None:
         """Raise `Unfinished` once the time is over."""
-        if self.seconds is not None and time.monotonic() - self.began > self.seconds:
+        if time.monotonic() - self.began > 60 * self.minutes:
             raise Unfinished
 
 
 class Training:
     """Parameters, their optimiser and schedule, and how far they are.
+
+    `seconds` is time of this process on its processors, so that neither a pause nor other work on
+    the machine counts. The first evaluation of the loss is done twice, and timed once: whatever is
+    compiled is compiled in the first.
 
     With a path, the state is kept there every 20 seconds and at the end; a training that is built
     again with the same path, and the same settings under `key`, starts from it. The random numbers
@@ -70,6 +75,7 @@ class Training:
         self.key, self.path, self.clip = key, path, clip
         self.done = 0
         self.seconds = 0.0
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._kept = time.monotonic()
         if path is not None and path.exists():
             self._load(path)
@@ -89,17 +95,13 @@ class Training:
         Raises:
             Unfinished: When the slice's time is over.
         """
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if self.done < until:
+            with torch.random.fork_rng(devices=[]):
+                loss(self.done).backward()
         while self.done < until:
-            began = time.perf_counter()
-            value = loss(self.done)
-            self.optimiser.zero_grad()
-            value.backward()
-            nn.utils.clip_grad_norm_(parameters, self.clip)
-            self.optimiser.step()
-            self.schedule.step()
-            self.done += 1
-            self.seconds += time.perf_counter() - began
+            began = time.process_time()
+            value = self._step(loss)
+            self.seconds += time.process_time() - began
             line.show(
                 f"{name}  iteration {self.done}/{until}  loss {value.item():.3f}  "
                 f"{self.seconds:.0f} s"
@@ -112,6 +114,16 @@ class Training:
                 self.keep()
                 raise
         self.keep()
+
+    def _step(self, loss: Callable[[int], Tensor]) -> Tensor:
+        value = loss(self.done)
+        self.optimiser.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(self._parameters, self.clip)
+        self.optimiser.step()
+        self.schedule.step()
+        self.done += 1
+        return value
 
     def keep(self) -> None:
         """Write the checkpoint; a reader sees the old file or the new one."""

@@ -72,7 +72,7 @@ def test_shapes_are_those_of_scikit_learn(name: str) -> None:
     assert energy_distance(ours + 0.1, theirs) > 5e-3
 
 
-def trained(path: Path | None, until: int, seconds: float | None = None, key: str = "a") -> Tensor:
+def trained(path: Path | None, until: int, minutes: float = math.inf, key: str = "a") -> Tensor:
     """Weights of a small training after so many iterations, perhaps in slices."""
     torch.manual_seed(0)
     model = nn.Linear(2, 1)
@@ -84,7 +84,7 @@ def trained(path: Path | None, until: int, seconds: float | None = None, key: st
         return (model(torch.randn(4, 2)) - done).square().mean()
 
     with LiveLine(Console(file=io.StringIO())) as line:
-        training.run(loss, until, "test", line, Budget(seconds))
+        training.run(loss, until, "test", line, Budget(minutes))
     return model.weight.detach().clone()
 
 
@@ -94,9 +94,9 @@ def test_a_training_that_was_stopped_ends_where_an_unbroken_one_does(tmp_path: P
     path = tmp_path / "state.pt"
     for _ in range(7):
         with pytest.raises(Unfinished):
-            trained(path, 8, seconds=0.0)
+            trained(path, 8, minutes=0.0)
     with pytest.raises(Unfinished):
-        trained(path, 8, seconds=0.0)
+        trained(path, 8, minutes=0.0)
     assert torch.equal(trained(path, 8), unbroken)
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
