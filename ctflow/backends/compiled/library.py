@@ -8,20 +8,23 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from ctflow.backends.compiled.build import Program, built
+from ctflow.backends.compiled.trial import Looped, check
 from ctflow.errors import Unsupported
 
 __all__ = ["Family", "Inputs", "Sketch", "Stage"]
 
 Sizes = tuple[tuple[int, ...], ...]
-Make = Callable[["Sketch", Sequence[Tensor]], nn.Module]
+Make = Callable[["Sketch", Sequence[Tensor]], Looped]
 
 _LEAST = {"outputs": 3}  # start, end and one between; of others 2
-_PROBE = 5  # size that a free dimension is followed with; any would do
+# Sizes that free dimensions are followed with: none that a state or a network may have, for two
+# sizes that are found equal once are taken to be one for ever.
+_PROBES = (100_003, 100_019, 100_043, 100_049, 100_057)
 
 
 class Free(NamedTuple):
@@ -59,9 +62,9 @@ class Sketch:
         self._environment = ShapeEnv()
         self.mode = FakeTensorMode(shape_env=self._environment)
         self._symbols: dict[str, Any] = {}
-        for i, name in enumerate(free):
+        for name, size in zip(free, _PROBES[: len(free)], strict=True):
             context = StatelessSymbolicContext([DimDynamic.DYNAMIC])
-            probe = torch.empty(_PROBE + 2 * i)
+            probe = torch.empty(size, dtype=torch.uint8)
             fake = self.mode.from_tensor(probe, symbolic_context=context)
             self._symbols[name] = fake.shape[0]
 
@@ -77,8 +80,8 @@ class Sketch:
 
     def check_free(self, names: Sequence[str]) -> bool:
         """Whether following the code left these dimensions free."""
-        shown = [self._environment.replacements.get(self._symbols[n].node.expr) for n in names]
-        return all(x is None or not x.is_number for x in shown)
+        shown = [self._symbols[name].node.expr for name in names]  # what it is taken to be by now
+        return all(x.is_symbol for x in shown) and len(set(shown)) == len(shown)
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ class Family:
             torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs.tensors
         ]
         program = built(module, examples, (spec,), self.name)
+        check(module, program, inputs.tensors)
         return Stage(program, free, sizes, inputs.batch)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ctflow import InvalidProblem, ODEProblem, Solver, Unsupported
 from ctflow.backends.compiled.backend import CompiledBackend
 from ctflow.backends.compiled.keep import split
-from ctflow.backends.compiled.library import Sketch
+from ctflow.backends.compiled.library import Free, Sketch
 from ctflow.backends.compiled.reads import read
 from ctflow.backends.compiled.rewrite import improved
 from ctflow.backends.compiled.trace import Traced, graph_of, trace
@@ -181,3 +181,16 @@ def test_a_counter_in_f_is_no_reason_to_refuse() -> None:
     assert read(ODEProblem(f, y0, [0.0, 1.0])).key == before
     f.scale = 3.0
     assert read(ODEProblem(f, y0, [0.0, 1.0])).key != before
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_free_size_that_code_has_fixed_is_noticed(fixed: bool) -> None:
+    """A program for any size of it would use the size that it was followed with."""
+    sketch = Sketch(["batch", "outputs"])
+    x = sketch.tensor(torch.empty(3, 2), (Free("batch", 2), None))
+    y = sketch.tensor(torch.empty(3, 2), (Free("outputs", 1), None))
+    with sketch.mode:
+        torch.cat((x, y))
+        if fixed:
+            assert x.shape[0] == int(x.shape[0])
+    assert sketch.check_free(["batch", "outputs"]) is not fixed
