@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ctflow.backends.adjoint import (
     LOOK_CLOSER,
@@ -23,6 +23,7 @@ from ctflow.backends.adjoint import (
 from ctflow.backends.compiled.controls import with_values
 from ctflow.backends.compiled.rewrite import improved, outputs_of, split_constant
 from ctflow.backends.compiled.trace import Traced, graph_of
+from ctflow.backends.compiled.trial import Looped, loop
 from ctflow.backends.native.control import Control, Span
 from ctflow.backends.native.gradients.quadrature import FAR, WithQuadrature
 from ctflow.backends.native.loop import cut, resolution
@@ -327,7 +328,7 @@ class _Parts(NamedTuple):
     rest: Sequence[Tensor]
 
 
-class AdjointProgram(nn.Module):
+class AdjointProgram(Looped):
     """The walk from the last output time to the first.
 
     Args:
@@ -370,6 +371,12 @@ class AdjointProgram(nn.Module):
         estimates, rest = rest[: self._n_estimates], rest[self._n_estimates :]
         return _Parts(inputs[0], Ends(*inputs[1:5]), Kept(*inputs[5:8]), totals, estimates, rest)
 
+    def limited(self, inputs: Sequence[Tensor], n_steps: int) -> list[Tensor]:
+        """The inputs with another limit of steps."""
+        head, place = inputs[0].clone(), Head._fields.index("limit")
+        head[place] = head[place].clamp(max=n_steps)
+        return [head, *inputs[1:]]
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The head, costs [4, B], gradient of the initial state, and the factor of the totals."""
         with torch.no_grad():
@@ -389,13 +396,13 @@ class AdjointProgram(nn.Module):
             def step(*carry: Tensor) -> tuple[Tensor, ...]:
                 return self._step(*carry, *given)
 
-            head, _, ticks, both, *_ = torch.while_loop(going, step, tuple(carry))
+            head, _, ticks, both, *_ = loop(going, step, tuple(carry))
             evals, done, n_rejected = ticks.unbind(0)
             costs = torch.stack((evals, done, done - n_rejected, n_rejected))
             return head, costs, both[:, both.shape[1] // 2 :] * scale, scale.amax()
 
 
-class EffectProgram(nn.Module):
+class EffectProgram(Looped):
     """What the drift did to the gradient, one interval after the other.
 
     Args:
@@ -415,6 +422,10 @@ class EffectProgram(nn.Module):
         graph = graph_of(lambda *inputs: [step(*inputs)], inputs)
         self._before, self._step = split_constant(improved(graph, exact), range(8, len(inputs)))
 
+    def limited(self, inputs: Sequence[Tensor], n_steps: int) -> list[Tensor]:
+        """The inputs with fewer intervals: the first ones."""
+        return [inputs[0].clamp(max=n_steps), *inputs[1:]]
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """Nothing of interest: errors and shared are written to."""
         left, times, out, states, adjoints, drifts, errors, shared, *tensors = inputs
@@ -431,7 +442,7 @@ class EffectProgram(nn.Module):
                     )
                 )
 
-            (left,) = torch.while_loop(going, step, (left.clone(),))
+            (left,) = loop(going, step, (left.clone(),))
             return left
 
 

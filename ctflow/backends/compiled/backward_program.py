@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ctflow.backends.compiled.rewrite import improved, outputs_of, split_constant
 from ctflow.backends.compiled.trace import Traced, graph_of
+from ctflow.backends.compiled.trial import Looped, loop
 from ctflow.backends.native.interpolate import coefficients, spread
 from ctflow.backends.native.step import FlatField, combine, rk_step
 from ctflow.backends.native.tableau import Tableau
@@ -253,7 +254,7 @@ class _Recollection(torch.autograd.Function):
         return None, None, *ctx.recalled(cotangents[0], *ctx.inputs)
 
 
-class BackwardProgram(nn.Module):
+class BackwardProgram(Looped):
     """The loop that redoes the recorded steps from last to first.
 
     Takes the number of steps [1], the cotangent of the state at their end [B, N], clock and state
@@ -308,6 +309,10 @@ class BackwardProgram(nn.Module):
             inputs[third:],
         )  # fmt: skip
 
+    def limited(self, inputs: Sequence[Tensor], n_steps: int) -> list[Tensor]:
+        """The inputs with another limit of steps."""
+        return [inputs[0].clamp(max=n_steps), *inputs[1:]]
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Cotangent of the initial state; and what the end of the solve adds to the totals."""
         n, a, clock, y_end, records, kept, totals, tensors = self._parts(inputs)
@@ -324,5 +329,5 @@ class BackwardProgram(nn.Module):
             def step(left: Tensor, a: Tensor, sums: Tensor) -> tuple[Tensor, ...]:
                 return self._step(left, a, sums, *records, *kept, *totals, *constant)
 
-            _, a, _ = torch.while_loop(going, step, (n.clone(), a.clone(), sums.clone()))
+            _, a, _ = loop(going, step, (n.clone(), a.clone(), sums.clone()))
             return (a, *shares)

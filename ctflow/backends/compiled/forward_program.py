@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ctflow.backends.compiled.controls import with_values
 from ctflow.backends.compiled.rewrite import improved, outputs_of, split_constant
 from ctflow.backends.compiled.trace import Traced, graph_of
+from ctflow.backends.compiled.trial import Looped, loop
 from ctflow.backends.native.control import Control, Span
 from ctflow.backends.native.interpolate import at, coefficients
 from ctflow.backends.native.loop import cut, resolution
@@ -307,7 +308,7 @@ def _places(begun: Tensor, ends: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor]
     return k, torch.stack((begin, stop)).clamp(max=ahead.shape[1] - 1)
 
 
-class ForwardProgram(nn.Module):
+class ForwardProgram(Looped):
     """Start, loop, outputs.
 
     Takes head, times, clock, ticks, y (see `Forward.start`), the record buffers (see
@@ -349,6 +350,14 @@ class ForwardProgram(nn.Module):
         last = (head, times, y, *carry[:4], *buffers[:3])
         self._outputs = improved(graph_of(phases.outputs, last), exact)
 
+    def limited(self, inputs: Sequence[Tensor], n_steps: int) -> list[Tensor]:
+        """The inputs with another limit of steps."""
+        head = inputs[0].clone()
+        places = Head()
+        limit = head[places.max_steps], head[places.steps] + n_steps
+        head[places.max_steps] = torch.minimum(*limit)
+        return [head, *inputs[1:]]
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Summary, clock, ticks, counts, outputs, windows; and the state at the end."""
         head, times, clock, ticks, y0 = inputs[:5]
@@ -363,6 +372,6 @@ class ForwardProgram(nn.Module):
             def step(*carry: Tensor) -> tuple[Tensor, ...]:
                 return self._step(*carry, t1, direction, *buffers, *constant)
 
-            carry = torch.while_loop(going, step, tuple(carry))
+            carry = loop(going, step, tuple(carry))
             found = self._outputs(head, times, y0, *carry[:4], *buffers[:3])
             return (*found, carry[3])

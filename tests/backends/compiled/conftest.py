@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 from ctflow.backends.compiled import job, library
@@ -18,15 +17,6 @@ from ctflow.backends.compiled import job, library
 def operator_by_operator() -> Iterator[None]:
     """Programs as graphs that are run as they are before they become machine code."""
 
-    def loop(
-        going: Callable[..., Tensor],
-        body: Callable[..., tuple[Tensor, ...]],
-        carry: Any,  # noqa: ANN401
-    ) -> tuple[Tensor, ...]:
-        while bool(going(*carry)):
-            carry = body(*carry)
-        return carry
-
     def built(module: nn.Module, *_: object) -> Callable[[list[Tensor]], list[Tensor]]:
         def program(inputs: list[Tensor]) -> list[Tensor]:
             found: Any = module(*inputs)
@@ -35,7 +25,6 @@ def operator_by_operator() -> Iterator[None]:
         return program
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "while_loop", loop)
         patch.setattr(library, "built", built)
         patch.setattr(job, "_FAMILIES", OrderedDict())
         yield
