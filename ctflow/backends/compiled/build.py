@@ -94,7 +94,7 @@ def built(module: nn.Module, inputs: Sequence[Tensor], dynamic: Any, name: str) 
             exported = torch.export.export(
                 module, tuple(inputs), dynamic_shapes=dynamic, strict=True
             )
-        path = cache_directory() / f"{_fingerprint(exported)}.pt2"
+            path = cache_directory() / f"{_fingerprint(exported)}.pt2"
         program = _loaded(path)
         if program is not None:
             counts.loaded += 1
