@@ -99,7 +99,11 @@ def right_or_warned(
 def test_beyond_five_lifetimes_it_is_right_or_warns(
     choices: Choices, tol: float, coupling: str
 ) -> None:
-    """The same problems over longer times."""
+    """The same problems over longer times.
+
+    No warning is owed for what the tolerance itself makes, up to where a warning is due whatever
+    made the error: the threshold lies between 1e-3 and 1e-2 (docs/adjoint.md).
+    """
     trial = make_trial(choices)
     solver = adjoint(choices, tol, coupling)
     with warnings.catch_warnings(record=True) as caught:
@@ -107,7 +111,7 @@ def test_beyond_five_lifetimes_it_is_right_or_warns(
         found = gradient_of(trial, solver)
     steps = gradient_of(trial, replace(solver, gradient="checkpointed"))
     parts = (torch.cat([x.reshape(-1) for x in g]) for g in (found, reference(choices), steps))
-    right_or_warned(*parts, len(caught), 1e-3)
+    right_or_warned(*parts, len(caught), max(1e-3, min(trial.amplified(tol), drift.WRONG)))
 
 
 @settings(max_examples=12)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -37,11 +39,16 @@ def test_a_solution_that_blows_up_stops_where_it_does(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_dynamics_that_end_are_not_finite(method: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """y = (1 - t / 2)^2 until t = 2, beyond which the root is of a negative number."""
-    f = lambda t, y: -torch.sqrt(y)  # noqa: E731
-    solution = solve(ODEProblem(f, ONE, [0.0, 1.0, 2.5]), scipy(method, 1e-6))
+    """y falls through 0 at t = 2 - ln 3, beyond which the root is of a negative number.
+
+    t is the integral of dy / (sqrt(y) + 1/2): 2 (1 - u) - ln(3 / (1 + 2 u)) with u = sqrt(y).
+    """
+    f = lambda t, y: -torch.sqrt(y) - 0.5  # noqa: E731
+    half = 1 - math.log(1.5)  # when y = 1/4
+    solution = solve(ODEProblem(f, ONE, [0.0, half, 2.5]), scipy(method, 1e-6))
     _failed(solution, Status.NON_FINITE)
     check_close(solution.y[1], 0.25 * ONE, rtol=1e-3)
+    check(abs(solution.stops[0].t - (2 - math.log(3))) < 1e-3, f"{solution.stops}")
     check(capfd.readouterr() == ("", ""), "something was printed")
 
 
