@@ -75,6 +75,7 @@ class Training:
         self.key, self.path, self.clip = key, path, clip
         self.done = 0
         self.seconds = 0.0
+        self._warm = False
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._kept = time.monotonic()
         if path is not None and path.exists():
@@ -95,7 +96,8 @@ class Training:
         Raises:
             Unfinished: When the slice's time is over.
         """
-        if self.done < until:
+        if self.done < until and not self._warm:
+            self._warm = True
             with torch.random.fork_rng(devices=[]):
                 loss(self.done).backward()
         while self.done < until:
