@@ -16,8 +16,7 @@ from ctflow.flows.costs import RunningCost
 from ctflow.flows.divergence import Divergence
 from ctflow.flows.likelihood import LogDensity, evaluated, not_finite
 from ctflow.flows.transform import FlowTransform
-from ctflow.flows.transport import Transport
-from ctflow.solution import raise_if_failed
+from ctflow.flows.transport import Transport, arrived
 
 __all__ = ["ContinuousFlow", "log_density"]
 
@@ -158,8 +157,10 @@ class ContinuousFlow(Distribution):
                 f"{value[tuple(where)].flatten()[:4].tolist()} ({int(bad.sum())} of {bad.numel()} "
                 "samples). Clean the data, or use log_density, which goes on without them."
             )
+        if not value.numel():
+            return self._no_densities(value)
         found = log_density(self, value)
-        raise_if_failed(found.solution)
+        arrived(found.solution)
         return found.value
 
     def sample(self, sample_shape: Any = ()) -> Tensor:  # noqa: ANN401
@@ -181,9 +182,11 @@ class ContinuousFlow(Distribution):
             SolveFailed: If a sample did not reach t1.
         """
         z = self.base.rsample(torch.Size(sample_shape))
+        if not z.numel():
+            return z, self._no_densities(z)
         flat, context = self.transform.flat(z)
         carried = self.transform.carry(flat, context, forwards=True)
-        raise_if_failed(carried.solution)
+        arrived(carried.solution)
         log_prob = self.base.log_prob(z)
         return carried.z.reshape(z.shape), log_prob - carried.log_det.reshape(log_prob.shape)
 
@@ -202,13 +205,20 @@ class ContinuousFlow(Distribution):
         """
         shape = torch.broadcast_shapes(z.shape, self.batch_shape + self.event_shape)
         flat, context = self.transform.flat(z.expand(shape))
-        solution = raise_if_failed(self.transform.transport.follow(flat, t, context))
+        solution = arrived(self.transform.transport.follow(flat, t, context))
         return solution.y.reshape(-1, *shape)
 
+    def _no_densities(self, value: Tensor) -> Tensor:
+        """Of no points: torch's `Independent` cannot say, and there is nothing to solve."""
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
+        return value.new_zeros(shape[: len(shape) - len(self.event_shape)])
+
     def _push(self, z: Tensor) -> Tensor:
+        if not z.numel():
+            return z
         flat, context = self.transform.flat(z)
         solution = self.transform.transport.follow(flat, self.transform.t, context)
-        return raise_if_failed(solution).y[-1].reshape(z.shape)
+        return arrived(solution).y[-1].reshape(z.shape)
 
     def _like(
         self, base: Distribution, t: Sequence[float] | Tensor, context: Tensor | None

@@ -11,8 +11,7 @@ from torch.distributions import Transform, constraints
 from torch.distributions.transforms import _InverseTransform  # pyright: ignore[reportPrivateUsage]
 
 from ctflow.errors import InvalidProblem
-from ctflow.flows.transport import Carried, Transport
-from ctflow.solution import raise_if_failed
+from ctflow.flows.transport import Carried, Transport, arrived
 
 __all__ = ["FlowTransform"]
 
@@ -31,6 +30,7 @@ class FlowTransform(Transform):
         context: Rows that broadcast against the points, [..., C], or None.
 
     Raises:
+        InvalidProblem: If t is not two times.
         SolveFailed: When called, if any point did not arrive; carries the partial `Solution`.
     """
 
@@ -46,6 +46,11 @@ class FlowTransform(Transform):
     ) -> None:
         """Nothing is solved yet."""
         super().__init__()  # torch's own cache stays off: it does not notice new parameters
+        if len(t) != 2:
+            raise InvalidProblem(
+                f"`t` must be a start and an end, got {len(t)} times. For the density at times "
+                "between use `at`, for paths `trajectory`."
+            )
         self.transport = transport
         self.t = t
         self.event_dim_ = event_dim
@@ -123,7 +128,7 @@ class FlowTransform(Transform):
     def _solve(self, start: Tensor, forwards: bool) -> _Kept:
         flat, context = self.flat(start)
         carried = self.carry(flat, context, forwards)
-        raise_if_failed(carried.solution)
+        arrived(carried.solution)
         batch, event = self._split(start)
         if context is not None and self.context is not None:
             batch = torch.broadcast_shapes(batch, self.context.shape[:-1])

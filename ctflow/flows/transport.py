@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from ctflow.api import solve
 from ctflow.backends.protocol import Solver
-from ctflow.errors import InvalidProblem
+from ctflow.errors import InvalidProblem, SolveFailed
 from ctflow.flows.costs import RunningCost
 from ctflow.flows.divergence import Divergence, Exact, KnowsDivergence, Rates
 from ctflow.problem import ODEProblem
-from ctflow.solution import Solution
+from ctflow.solution import Solution, raise_if_failed
 
-__all__ = ["Carried", "Transport"]
+__all__ = ["Carried", "Transport", "arrived"]
 
 _Args = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 """Context and noise, each empty or one tensor."""
@@ -129,7 +129,7 @@ class _Moved:
         self, t: Tensor, z: Tensor, context: tuple[Tensor, ...], noise: tuple[Tensor, ...]
     ) -> Rates:
         def at_this_time(z: Tensor) -> Tensor:
-            return self.field(t, z, *context)
+            return _checked(self.field(t, z, *context), z)
 
         if self.divergence is not None:
             return self.divergence.rates(at_this_time, z, noise[0] if noise else None)
@@ -148,6 +148,37 @@ class _Moved:
                     "Sum over all but dimension 0."
                 )
         return torch.stack(found, dim=1)
+
+
+def arrived(solution: Solution) -> Solution:
+    """A solution whose samples all reached the end.
+
+    Raises:
+        SolveFailed: If one did not; says how to find out which, where the steps were shared.
+    """
+    try:
+        return raise_if_failed(solution)
+    except SolveFailed as error:
+        if solution.stats.solver.coupling == "per_sample":
+            raise
+        raise SolveFailed(
+            f"{error} Under shared steps one sample that fails takes all with it. To have "
+            "it named, and the rest solved, use coupling='per_sample' (native and compiled).",
+            solution,
+        ) from None
+
+
+def _checked(velocity: object, z: Tensor) -> Tensor:
+    """The velocity, if it is one: the divergence of anything else has no meaning."""
+    if isinstance(velocity, Tensor) and velocity.shape == z.shape and velocity.dtype == z.dtype:
+        return velocity
+    got = repr(velocity)
+    if isinstance(velocity, Tensor):
+        got = f"{velocity.dtype} {list(velocity.shape)}"
+    raise InvalidProblem(
+        f"`field` must return a velocity like z, {z.dtype} {list(z.shape)}, got {got}. "
+        "Return one rate for each variable."
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -64,11 +64,24 @@ def test_the_other_points_of_a_batch_with_nan_are_right() -> None:
     assert torch.allclose(gradient, alone, rtol=1e-8)
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "adjoint"])
-def test_a_point_that_blows_up_spoils_no_other(gradient: str) -> None:
+COMPILED = [pytest.mark.compiler, pytest.mark.slow]
+
+
+@pytest.mark.parametrize(
+    ("backend", "gradient"),
+    [
+        ("native", "direct"),
+        ("native", "checkpointed"),
+        ("native", "adjoint"),
+        pytest.param("compiled", "direct", marks=COMPILED),
+        pytest.param("compiled", "checkpointed", marks=COMPILED),
+    ],
+)
+def test_a_point_that_blows_up_spoils_no_other(backend: str, gradient: str) -> None:
     """The status says which; the rest keeps its values and gradients."""
     field = Exploding()
-    flow = ContinuousFlow(standard(), field, solver=Solver(gradient=gradient, max_steps=60))
+    solver = Solver(backend, gradient=gradient, max_steps=60)
+    flow = ContinuousFlow(standard(), field, solver=solver)
     x = batch([4.0, 0.0])
     found = log_density(flow, x)
     wanted = flow.log_prob(x[GOOD])
@@ -133,3 +146,15 @@ def test_a_failed_sample_of_the_base_is_named() -> None:
     torch.manual_seed(0)
     with pytest.raises(SolveFailed, match=r"sample [0-9]+ stopped"):
         flow.sample((20,))
+
+
+@pytest.mark.parametrize("backend", ["native", "torchdiffeq", "scipy"])
+def test_shared_steps_say_how_to_find_the_sample(backend: str) -> None:
+    """All samples fail together, so none is named; the message has the way out."""
+    solver = Solver(backend, coupling="shared", max_steps=60)
+    flow = ContinuousFlow(standard(), Exploding(), solver=solver)
+    said = r"one sample that fails .* coupling='per_sample'"
+    with pytest.raises(SolveFailed, match=said) as caught:
+        flow.log_prob(batch([4.0, 0.0]))
+    assert len(caught.value.solution.stops) == 1
+    assert log_density(flow, batch([4.0, 0.0])).status.ne(0).all()

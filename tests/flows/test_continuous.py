@@ -326,4 +326,31 @@ def test_what_makes_no_sense_is_refused() -> None:
         flow.log_prob(torch.zeros(4, 3, dtype=FLOAT))
     with pytest.raises(InvalidProblem, match="at least 1 dimensions"):
         flow.transform(torch.zeros((), dtype=FLOAT))
+    with pytest.raises(InvalidProblem, match="`t` must be a start and an end, got 3 times"):
+        ContinuousFlow(standard(), mlp(), (0.0, 1.0, 2.0))
     assert isinstance(flow.transform, FlowTransform)
+
+
+@pytest.mark.parametrize(
+    ("field", "got"),
+    [
+        (lambda t, z: z[:, :1], r"got torch.float64 \[4, 1\]"),
+        (lambda t, z: z.sum(), r"got torch.float64 \[\]"),
+        (lambda t, z: z.float(), r"got torch.float32 \[4, 2\]"),
+        (lambda t, z: None, "got None"),
+    ],
+)
+def test_a_field_that_is_no_velocity_is_refused(field: object, got: str) -> None:
+    """By its shape and dtype, before a divergence is asked of it."""
+    with pytest.raises(InvalidProblem, match="`field` must return a velocity like z.*" + got):
+        ContinuousFlow(standard(), field).log_prob(points(4, 2))
+
+
+def test_no_points_have_no_densities() -> None:
+    """As in torch's own distributions; nothing is solved."""
+    field, flow = counted()
+    assert flow.log_prob(torch.zeros(0, 2, dtype=FLOAT)).shape == (0,)
+    assert flow.sample((0,)).shape == (0, 2)
+    assert flow.rsample((3, 0)).shape == (3, 0, 2)
+    assert [x.shape for x in flow.rsample_and_log_prob((0,))] == [(0, 2), (0,)]
+    assert field.n_calls == 0
