@@ -60,7 +60,7 @@ class Config:
     models: tuple[str, ...] = ("FFJORD", "planar CNF", "matching", "matching, OT", "spline")
     likelihood_iterations: int = 150  # of maximum likelihood with a solver
     iterations: int = 1500  # of the others
-    width: int = 64  # of the free-form field's two layers, and units of the planar one
+    width: int = 64  # of the free-form field's three layers, and units of the planar one
     batch: int = 256
     rate: float = 5e-3
     loose: float = 1e-3  # rtol and atol of training
@@ -180,9 +180,14 @@ class Plan(NamedTuple):
     iterations: int
 
 
+def field_of(config: Config) -> FreeForm:
+    """The free-form field of FFJORD's own toy runs (train_toy.py): three layers with tanh."""
+    return FreeForm(2, (config.width,) * 3, activation=nn.Tanh)
+
+
 def free_form(config: Config, sample: Sampler) -> Plan:
     """FFJORD: a free-form field by maximum likelihood, with its exact trace in the plane."""
-    return by_likelihood(config, sample, FreeForm(2, (config.width,) * 2))
+    return by_likelihood(config, sample, field_of(config))
 
 
 def planar(config: Config, sample: Sampler) -> Plan:
@@ -218,7 +223,7 @@ def by_matching(
     config: Config, sample: Sampler, paired: Callable[[Tensor, Tensor], Tensor]
 ) -> Plan:
     """Regress the free-form field on the paths' velocities; nothing is solved."""
-    field = FreeForm(2, (config.width,) * 2)
+    field = field_of(config)
 
     def loss(done: int) -> Tensor:
         del done

@@ -40,6 +40,17 @@ def test_only_record_and_figure_are_written(results: Path) -> None:
     assert (results / "smoke.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_two_processes_train_what_one_does(results: Path, tmp_path: Path) -> None:
+    """They leave checkpoints, which the script takes up: every number is the same."""
+    ahead = replace(figure.PRESETS["smoke"], workers=2, keep=True, results=tmp_path)
+    rows = figure.main(ahead)["rows"]
+    alone = json.loads((results / "smoke.json").read_text())["rows"]
+    kept = sorted(path.name for path in (tmp_path / ".checkpoints" / "smoke").iterdir())
+    assert kept == ["CNF-moons-0.pt", "NF-moons-0.pt"]
+    for ours, theirs in zip(rows, alone, strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
 def row(kind: str, **changes: float) -> object:
     """A result that meets every band of the full preset, with changes."""
     nll = 0.67 if kind == "CNF" else 1.0
