@@ -103,7 +103,7 @@ class RecurrentModel(nn.Module):
         """
         data = self._checked(x, t, mask, least=1).packed()
         last = data.counts.unsqueeze(1) - 1
-        at = at.to(data.t).expand(len(data.x), -1)
+        at = _of_each(at, data)
         steps = at - torch.cat([data.times.gather(1, last), at[:, :-1]], dim=1)
         if bool((steps <= 0).any()):
             b, i = (steps <= 0).nonzero()[0].tolist()
@@ -114,6 +114,50 @@ class RecurrentModel(nn.Module):
         ahead = data.times.diff(dim=1, append=data.times[:, -1:])
         ahead = ahead.scatter(1, last, steps[:, :1])  # from the last observation to the first time
         return self._forecast(data, ahead, last, steps)
+
+    def between(self, x: Tensor, t: Tensor, mask: Tensor | None = None, *, at: Tensor) -> Tensor:
+        """Expected data at any times after the first observation, each from those before it alone.
+
+        Nothing is fed back: a prediction is one step of the cell from the last observation before
+        its time, as in `log_prob`, so it knows nothing of what comes after.
+
+        Args:
+            x: Values seen, [B, T, D].
+            t: Their times, [T] or [B, T].
+            mask: True where a value was seen; None: everywhere.
+            at: Times, [T'] or [B, T'], in any order.
+
+        Returns:
+            [B, T', D].
+
+        Raises:
+            InvalidProblem: If a time does not lie after the series' first observation.
+
+        Cost:
+            One pass over the observations, and one step of the cell for each time.
+        """
+        data = self._checked(x, t, mask, least=1).packed()
+        at = _of_each(at, data)
+        times = torch.where(data.rows, data.times, torch.inf).contiguous()
+        last = torch.searchsorted(times, at) - 1
+        if bool((last < 0).any()):
+            b, i = (last < 0).nonzero()[0].tolist()
+            raise InvalidProblem(
+                f"`at` must lie after the first observation, got t={at[b, i].item():g} at index {i}"
+                f" of sample {b}, first seen at {times[b, 0].item():g}. A recurrent model only "
+                "predicts what comes next."
+            )
+        states = data.x.new_zeros(len(data.x), 1, self.readout.in_features)  # before the first
+        if times.shape[1] > 1:
+            states = torch.cat([states, self._run(data, data.times.diff(dim=1))[0]], dim=1)
+        inputs = [_rows(data.x, last), _rows(data.seen.to(data.x.dtype), last)]
+        if self.gaps:
+            gap = (at - times.gather(1, last)).to(data.x.dtype)
+            inputs.append(gap.unsqueeze(-1))
+        step = torch.cat(inputs, dim=-1).flatten(0, 1).unsqueeze(1)
+        before = _rows(states, last).flatten(0, 1).unsqueeze(0)
+        after = self.recurrence(step, before.contiguous())[0].reshape(*at.shape, -1)
+        return self.likelihood.mean(self.readout(after))
 
     def _forecast(self, data: Observations, ahead: Tensor, last: Tensor, steps: Tensor) -> Tensor:
         states, _ = self._run(data, ahead)
@@ -153,3 +197,20 @@ class RecurrentModel(nn.Module):
                 f"{int(data.counts[b])} in sample {b}. Drop it."
             )
         return data
+
+
+def _of_each(at: Tensor, data: Observations) -> Tensor:
+    """Times to predict, one row for each series, [B, T']."""
+    if at.dim() not in (1, 2) or (at.dim() == 2 and len(at) != len(data.x)):
+        raise InvalidProblem(
+            f"`at` must be [T'] or [B, T'], got shape {list(at.shape)} for {len(data.x)} series. "
+            "Give one row for each series."
+        )
+    if not bool(torch.isfinite(at).all()):
+        raise InvalidProblem("`at` must be finite, got NaN or infinity. Leave such times out.")
+    return at.to(data.t).expand(len(data.x), -1).contiguous()
+
+
+def _rows(values: Tensor, places: Tensor) -> Tensor:
+    """values [B, n, F] at places [B, T'], [B, T', F]."""
+    return values.gather(1, places.unsqueeze(-1).expand(-1, -1, values.shape[2]))

@@ -40,6 +40,7 @@ def elbo(
     t: Tensor,
     mask: Tensor | None = None,
     *,
+    given: Tensor | None = None,
     n_samples: int = 1,
     kl: KL = "analytic",
 ) -> ELBO:
@@ -50,6 +51,8 @@ def elbo(
         x: Values, [B, T, D].
         t: Times, [T] or [B, T], at or after the model's t0.
         mask: True where a value was seen, [B, T] or [B, T, D]; None: everywhere.
+        given: True where the encoder may look at what was seen, [B, T] or [B, T, D]; None:
+            everywhere. With a part of the data q learns to foretell the rest, and the bound holds.
         n_samples: Latent states drawn for each series; all take part in one solve.
         kl: "analytic" in closed form, or "sampled": log q - log p at the same samples, as the paper
             writes it; unbiased, and without noise of its own where q is the true posterior.
@@ -80,7 +83,7 @@ def elbo(
         raise InvalidProblem(f"`n_samples` must be positive, got {n_samples}. Draw at least one.")
     data = Observations(x, t, mask)
     _check_windows(model.likelihood, data)
-    q = model.encoder(data, model.t0)
+    q = model.encoder(data if given is None else _part(data, given), model.t0)
     z0 = q.rsample((n_samples,))
     path = model.path(z0, data.t if data.t.dim() == 1 else _inside(data, model.t0))
     decoded = model.decoder(path.z)
@@ -96,6 +99,17 @@ def annealed(step: int, n_steps: int, start: float = 0.0) -> float:
         (0.5, 1.0)
     """
     return 1.0 if step >= n_steps else start + (1.0 - start) * step / n_steps
+
+
+def _part(data: Observations, given: Tensor) -> Observations:
+    """What the encoder is shown of the data."""
+    if given.dtype != torch.bool or given.shape not in (data.x.shape, data.x.shape[:2]):
+        raise InvalidProblem(
+            f"`given` must be bool [B, T] or [B, T, D], got {given.dtype} {list(given.shape)} for "
+            f"`x` of shape {list(data.x.shape)}. Write given=mask & part."
+        )
+    rows = given if given.dim() == 3 else given.unsqueeze(-1)
+    return Observations(data.x, data.t, rows & data.seen)
 
 
 def _inside(data: Observations, t0: float) -> Tensor:

@@ -19,7 +19,10 @@ from ctflow import CtflowError, __version__
 __all__ = ["environment", "need", "write_figure", "write_json"]
 
 _ROOT = Path(__file__).parents[2]
-_PACKAGES = ("torch", "torchdiffeq", "numpy", "scipy", "scikit-learn", "matplotlib")
+_PACKAGES = (
+    "torch", "torchdiffeq", "torchsde", "numpy", "scipy", "scikit-learn", "matplotlib", "sktime",
+    "statsmodels",
+)  # fmt: skip
 _EXTRAS = {
     "sklearn": ("scikit-learn", "data"),
     "matplotlib": ("matplotlib", "plots"),

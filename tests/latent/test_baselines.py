@@ -55,6 +55,34 @@ def test_a_forecast_feeds_on_its_own_means(gaps: bool) -> None:
     torch.testing.assert_close(model.predict(longer, times, at=at[1:])[:, 0], both[:, 1])
 
 
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("cell", ["rnn", "gru"])
+def test_a_value_in_between_is_forecast_from_what_came_before(gaps: bool, cell: str) -> None:
+    """At any time, from the observations before it and no others."""
+    model, (x, t) = made(gaps, cell), full()
+    middle = t[:, 2:] + 1e-3  # just after the third and each later observation
+    found = model.between(x, t, at=middle)
+    wanted = [
+        model.predict(x[:, : i + 3], t[:, : i + 3], at=middle[:, i : i + 1])[:, 0]
+        for i in range(middle.shape[1])
+    ]
+    torch.testing.assert_close(found, torch.stack(wanted, dim=1), rtol=1e-10, atol=1e-10)
+
+
+def test_values_in_between_depend_on_no_order_and_no_padding() -> None:
+    """Times may come in any order; masked observations do not count."""
+    model, (x, t) = made(True), full()
+    at = torch.tensor([1.9, 1.2, 1.5], dtype=DTYPE)
+    found = model.between(x, t, at=at)
+    torch.testing.assert_close(model.between(x, t, at=at.flip(0)).flip(1), found)
+    mask = torch.ones(x.shape[:2], dtype=torch.bool)
+    mask[:, 4:] = False
+    short = model.between(x[:, :4], t[:, :4], at=at)
+    torch.testing.assert_close(model.between(x, t, mask, at=at), short)
+    alone = model.between(x[:, :1], t[:, :1], at=at[:1])
+    torch.testing.assert_close(alone, model.predict(x[:, :1], t[:, :1], at=at[:1]))
+
+
 def test_padding_changes_no_density_and_no_forecast() -> None:
     """A series alone, and beside a longer one."""
     model, (x, t) = made(True), full()
@@ -72,6 +100,13 @@ def test_what_a_recurrent_model_cannot_do_is_refused() -> None:
     model, (x, t) = made(True), full()
     with pytest.raises(InvalidProblem, match="`at` must grow and lie after"):
         model.predict(x, t, at=torch.tensor([0.5], dtype=DTYPE))
+    with pytest.raises(InvalidProblem, match="`at` must lie after the first observation"):
+        model.between(x, t, at=t[:, :1])
+    for wrong in (torch.full((2,), torch.nan), torch.zeros(3, 2)):
+        with pytest.raises(InvalidProblem, match="`at` must be"):
+            model.between(x, t, at=wrong)
+        with pytest.raises(InvalidProblem, match="`at` must be"):
+            model.predict(x, t, at=wrong)
     with pytest.raises(InvalidProblem, match="at least 2 observations, got 1 in sample 0"):
         model.log_prob(x[:, :1], t[:, :1])
     with pytest.raises(InvalidProblem, match="must not integrate a rate"):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal
+from torch.distributions import Normal, kl_divergence
 
 from ctflow import InvalidProblem, Solver, Unsupported
 from ctflow.latent import Gaussian, LatentODE, Observations, annealed, elbo
@@ -208,6 +208,27 @@ def test_a_path_that_makes_no_sense_is_refused(z0: Tensor, t: Tensor, words: str
     """Before any solve."""
     with pytest.raises(InvalidProblem, match=words):
         small_model().trajectory(z0.to(DTYPE), t)
+
+
+def test_an_encoder_may_be_shown_a_part_of_the_data() -> None:
+    """The rest does not reach the posterior, and counts in the likelihood."""
+    x, t, mask = irregular()
+    model, part = small_model(solver=Solver(rtol=1e-8, atol=1e-8)), mask.clone()
+    part[:, 3:] = False
+    torch.manual_seed(1)
+    found = elbo(model, x, t, mask, given=part)
+    q = model.posterior(x, t, part)
+    torch.manual_seed(1)
+    path = model.path(q.rsample((1,)), t).z
+    fit = model.likelihood.log_prob(model.decoder(path), x, mask)[0]
+    torch.testing.assert_close(found.log_likelihood, fit, rtol=1e-5, atol=1e-5)
+    wanted = kl_divergence(q, model.prior).sum(dim=-1)
+    torch.testing.assert_close(found.kl, wanted)
+    torch.manual_seed(1)  # beyond the mask there is nothing to be shown
+    more = elbo(model, x, t, mask, given=part.any(dim=2) | ~mask.any(dim=2))
+    torch.testing.assert_close(more.value(), found.value())
+    with pytest.raises(InvalidProblem, match="`given` must be bool"):
+        elbo(model, x, t, mask, given=part[:2])
 
 
 def test_settings_of_a_bound_are_checked() -> None:
