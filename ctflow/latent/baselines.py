@@ -188,7 +188,7 @@ class RecurrentModel(nn.Module):
 
     def _checked(self, x: Tensor, t: Tensor, mask: Tensor | None, least: int) -> Observations:
         data = Observations(x, t, mask)
-        check_features(data, self.features)
+        check_features(data, self.features, self.readout.weight)
         few = data.counts < least
         if bool(few.any()):
             b = int(few.nonzero()[0])

@@ -70,7 +70,7 @@ class ContextEncoder(nn.Module):
 
     def forward(self, data: Observations, t0: float) -> tuple[Normal, Context]:
         """q(z(t0) | data), [B, L], and the context."""
-        check_features(data, self.features)
+        check_features(data, self.features, self.head.linear.weight)
         data.require_some()
         steps, gaps = reversed_steps(data, t0)
         states, _ = self.recurrence(torch.cat([steps, gaps], dim=-1))

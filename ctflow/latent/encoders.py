@@ -119,7 +119,7 @@ class RNNEncoder(nn.Module):
 
     def forward(self, data: Observations, t0: float) -> Normal:
         """q(z(t0) | data), [B, L]."""
-        check_features(data, self.features)
+        check_features(data, self.features, self.head.linear.weight)
         data.require_some()
         steps, gaps = reversed_steps(data, t0)
         inputs = torch.cat([steps, gaps], dim=-1) if self.gaps else steps
@@ -176,12 +176,22 @@ def reversed_steps(data: Observations, t0: float) -> tuple[Tensor, Tensor]:
     return torch.where(filled, steps, 0.0), torch.where(filled, gaps, 0.0)
 
 
-def check_features(data: Observations, features: int) -> None:
-    """Refuse data of another width than a network was made for.
+def check_features(data: Observations, features: int, weight: Tensor) -> None:
+    """Refuse data of another width or dtype than a network was made for.
+
+    Args:
+        data: What was seen.
+        features: Width of the network's input, D.
+        weight: One of its parameters.
 
     Raises:
         InvalidProblem: Naming both.
     """
+    if data.x.dtype != weight.dtype:
+        raise InvalidProblem(
+            f"`x` must have the network's dtype {weight.dtype}, got {data.x.dtype}. Write "
+            f"x.to({weight.dtype}), or convert the model."
+        )
     if data.x.shape[2] != features:
         raise InvalidProblem(
             f"`x` must have {features} features, got shape {list(data.x.shape)}. Build the network "

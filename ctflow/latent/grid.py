@@ -91,8 +91,11 @@ def _side(t0: float, t: Tensor) -> float:
     """+1.0 for times after t0, -1.0 for times before it.
 
     Raises:
-        InvalidProblem: If there are both.
+        InvalidProblem: If there are both, or none, or one that is not finite.
     """
+    if t.numel() == 0 or not bool(torch.isfinite(t.detach()).all()):
+        what = "none" if t.numel() == 0 else "NaN or infinity"
+        raise InvalidProblem(f"`t` must hold finite times, got {what}. Mask what is missing.")
     low, high = float(t.min()), float(t.max())
     if low >= t0:
         return 1.0

@@ -202,8 +202,6 @@ class LatentODE(nn.Module):
             )
         flat = z0.reshape(-1, self.latent)
         t = t.to(z0.device, torch.float32 if z0.device.type == "mps" else torch.float64)
-        if not bool(torch.isfinite(t.detach()).all()):
-            raise InvalidProblem("`t` must be finite, got NaN or infinity. Mask what is missing.")
         windows = self.likelihood.windows
         if windows is not None:
             edges = windows.to(t).flatten()

@@ -70,7 +70,7 @@ class ODERNNEncoder(nn.Module):
 
     def forward(self, data: Observations, t0: float) -> Normal:
         """q(z(t0) | data), [B, L]."""
-        check_features(data, self.features)
+        check_features(data, self.features, self.head.linear.weight)
         data.require_some()
         steps, gaps = reversed_steps(data, t0)
         counts = data.counts.unsqueeze(1)

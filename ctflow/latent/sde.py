@@ -155,7 +155,7 @@ class LatentSDE(nn.Module):
             x: Values seen, [B, T, D].
             t: Their times, [T] or [B, T].
             mask: True where a value was seen; None: everywhere.
-            at: Times at or after t0, [T'].
+            at: Times at or after t0, [T'] or [B, T'].
             n_samples: Paths of each series.
             seed: Of the Brownian motion.
 
@@ -165,7 +165,8 @@ class LatentSDE(nn.Module):
         q, context = self.encoder(Observations(x, t, mask), self.t0)
         z0 = q.sample((n_samples,)).flatten(0, 1)
         many = Context(context.t.repeat(n_samples, 1), context.values.repeat(n_samples, 1, 1))
-        z = self.path(z0, many, at, seed=seed).z
+        times = at if at.dim() == 1 else at.repeat(n_samples, 1)
+        z = self.path(z0, many, times, seed=seed).z
         mean = self.likelihood.mean(self.decoder(z))
         return mean.reshape(n_samples, len(x), *mean.shape[1:])
 

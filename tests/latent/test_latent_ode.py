@@ -200,7 +200,8 @@ def test_samples_have_the_moments_of_the_model() -> None:
         (torch.zeros(4, 2), torch.zeros(1), "`z0` must be \\[..., B, 3\\]"),
         (torch.zeros(3), torch.zeros(1), "`z0` must be"),
         (torch.zeros(4, 3), torch.zeros(2, 5), "one row for each series"),
-        (torch.zeros(4, 3), torch.tensor([torch.nan]), "must be finite"),
+        (torch.zeros(4, 3), torch.tensor([torch.nan]), "finite times, got NaN"),
+        (torch.zeros(4, 3), torch.zeros(0), "finite times, got none"),
         (torch.zeros(4, 3), torch.tensor([-1.0, 1.0]), "one side"),
     ],
 )
@@ -250,3 +251,11 @@ def test_data_of_another_width_are_refused() -> None:
     _, t, _ = irregular()
     with pytest.raises(InvalidProblem, match="2 features, got shape \\[4, 6, 1\\]"):
         small_model().posterior(torch.zeros(4, 6, 1, dtype=DTYPE), t)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_data_of_another_dtype_are_refused(encoder: str) -> None:
+    """By every encoder, before torch trips over it."""
+    x, t, mask = irregular()
+    with pytest.raises(InvalidProblem, match=r"dtype torch\.float64, got torch\.float32"):
+        small_model(encoder).posterior(x.float(), t, mask)

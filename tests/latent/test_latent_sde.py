@@ -149,6 +149,52 @@ def test_every_parameter_gets_a_gradient_and_seeds_repeat() -> None:
         assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
 
 
+@pytest.mark.parametrize("junk", [torch.nan, torch.inf, 1e30])
+def test_junk_under_the_mask_changes_no_bound_and_no_gradient(junk: float) -> None:
+    """In the values and, where nothing was seen, in the times."""
+    drift = nn.Sequential(nn.Linear(7, 8), nn.Tanh(), nn.Linear(8, 1))
+    model, mask = process(drift, Solver("torchsde", "euler", step=0.1)), torch.ones(2, 4) > 0
+    mask[0, 2] = False
+    found = []
+    for stuff in (0.0, junk):
+        torch.manual_seed(1)
+        x, t = X.where(mask.unsqueeze(-1), stuff), T.expand(2, 4).where(mask, stuff)
+        value = model.elbo(x, t, mask, seed=2).value().sum()
+        found.append([value, *torch.autograd.grad(value, list(model.parameters()))])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert bool(torch.isfinite(torch.cat([g.flatten() for g in found[1]])).all())
+
+
+def test_one_observation_is_enough_and_none_is_refused() -> None:
+    """Even at t0 itself, where the path has no length."""
+    model = process(Shifted(0.0))
+    for t in (T[:1], torch.zeros(1)):
+        assert bool(torch.isfinite(model.elbo(X[:, :1], t).value()).all())
+    mask = torch.tensor([[True] * 4, [False] * 4])
+    with pytest.raises(InvalidProblem, match="none for sample 1"):
+        model.elbo(X, T, mask)
+
+
+def test_forecasts_at_times_of_each_series_are_those_at_shared_ones() -> None:
+    """In any order, and however many paths are drawn."""
+    model = process(Shifted(0.3))
+    own = torch.tensor([[0.5, 1.5], [1.5, 0.5]])
+    torch.manual_seed(0)
+    found = model.predict(X, T, at=own, n_samples=3, seed=1)
+    torch.manual_seed(0)
+    shared = model.predict(X, T, at=own[0], n_samples=3, seed=1)
+    torch.testing.assert_close(found[:, 0], shared[:, 0])
+    torch.testing.assert_close(found[:, 1].flip(1), shared[:, 1])
+
+
+def test_times_that_make_no_sense_are_refused() -> None:
+    """Before t0, not finite, none."""
+    model = process(Shifted(0.0))
+    for at, words in (([-1.0, 1.0], "one side"), ([torch.nan], "finite times"), ([], "got none")):
+        with pytest.raises(InvalidProblem, match=words):
+            model.predict(X, T, at=torch.tensor(at))
+
+
 def test_a_likelihood_that_integrates_is_refused() -> None:
     """There is no running cost along a stochastic path."""
     with pytest.raises(InvalidProblem, match="must not integrate a rate"):
