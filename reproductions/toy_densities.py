@@ -58,8 +58,8 @@ class Config:
     backend: str = "native"  # the one that trains
     sets: tuple[str, ...] = ("checkerboard", "pinwheel")
     models: tuple[str, ...] = ("FFJORD", "planar CNF", "matching", "matching, OT", "spline")
-    likelihood_iterations: int = 150  # of maximum likelihood with a solver
-    iterations: int = 1500  # of the others
+    likelihood_iterations: int = 600  # of maximum likelihood with a solver
+    iterations: int = 3000  # of the others
     width: int = 64  # of the free-form field's three layers, and units of the planar one
     batch: int = 256
     rate: float = 5e-3

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
 from _harness.density_figure import show_density
@@ -97,5 +98,8 @@ def _draw_costs(axes: Axes, rows: Sequence[Measured]) -> None:
             textcoords="offset points", color="#666666", fontsize=8,
         )  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("NLL (nats)")
     axes.spines[["top", "right"]].set_visible(False)
