@@ -32,7 +32,7 @@ def test_the_record_has_every_model(tmp_path: Path) -> None:
     script.main(replace(script.PRESETS["smoke"], results=tmp_path))
     record = json.loads((tmp_path / "smoke.json").read_text())
     bits = {row["model"]: row["bits"] for row in record["rows"]}
-    assert list(bits) == ["Gaussian", "FFJORD", "matching", "spline"]
+    assert list(bits) == ["Gaussian", "FFJORD", "potential", "matching", "spline"]
     assert abs(bits["FFJORD"] - bits["Gaussian"]) < 0.1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["smoke.json", "smoke.png"]
 
