@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from ctflow.errors import InvalidProblem
 from ctflow.state import expand_time
@@ -18,7 +19,9 @@ _GROUPS = 32  # GroupNorm groups of the released MNIST example, at most one a ch
 class ConcatConv2d(nn.Module):
     """A 3x3 convolution that takes the time as one more channel, before the others.
 
-    Height and width are kept: the image is padded by one zero on each side.
+    Height and width are kept: the image is padded by one zero on each side. What the channel of
+    time adds is the same map for all samples, times t, and is computed as such: a convolution of
+    the other channels alone is faster, whose number is most often a power of 2.
 
     Args:
         channels_in: Channels of the input, without the time.
@@ -39,8 +42,10 @@ class ConcatConv2d(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """Map images [B, C_in, H, W] at time t (0-dim or [B, 1, 1, 1]) to [B, C_out, H, W]."""
-        channel = expand_time(t, y).to(y.dtype).expand(y.shape[0], 1, *y.shape[2:])
-        return self.conv(torch.cat([channel, y], dim=1))
+        of_time, of_image = self.conv.weight.split((1, self.conv.in_channels - 1), dim=1)
+        slope = conv2d(y.new_ones(1, 1, *y.shape[2:]), of_time, padding=1)
+        image = conv2d(y, of_image, self.conv.bias, padding=1)
+        return torch.addcmul(image, expand_time(t, y).to(y.dtype), slope)
 
 
 class ConvField(nn.Module):
