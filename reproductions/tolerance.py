@@ -16,7 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from _harness.bands import Band
 from _harness.comparison import evaluations
 from _harness.images import Images
 from _harness.live import LiveLine
+from _harness.networks import FULL, PAPER, PAPER_SETS, SMALL, on_first, settled
 from _harness.records import environment, need, write_figure, write_json
 from _harness.training import Job, Recipe, Trained, train
 from rich.console import Console
@@ -33,6 +34,8 @@ from torch import Tensor, nn
 from ctflow import Solver
 from ctflow.cli import main as command_line
 
+_QUICK = replace(SMALL, n_test=1000)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -41,15 +44,8 @@ class Config:
     preset: str
     seed: int = 0
     backend: str = "native"
-    net: str = "small ODE-Net"
-    channels: int = 16
-    data: str | None = None
-    n_train: int | None = None
-    n_test: int | None = 1000
-    tolerance: float = 1e-3  # of the training
-    recipe: Recipe = field(
-        default_factory=lambda: Recipe(15, batch=64, learning_rate=1.5e-2, crop=1)
-    )
+    job: Job = _QUICK  # the network to train
+    sets: tuple[str, ...] = ()  # of data: take the first that is here
     tolerances: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1)
     euler: tuple[int, ...] = (1, 2, 4)  # numbers of fixed steps, where the backend has them
     claims: bool = True
@@ -61,24 +57,14 @@ class Config:
 PRESETS = {
     "smoke": Config(
         "smoke",
-        data="digits",
-        n_train=100,
-        n_test=50,
-        recipe=Recipe(1, batch=50),
+        job=replace(SMALL, recipe=Recipe(1, batch=50), data="digits", n_train=100, n_test=50),
         tolerances=(1e-6, 1e-1),
         euler=(1,),
         claims=False,
     ),
-    "quick": Config("quick", n_train=3000),
-    "full": Config(
-        "full",
-        net="ODE-Net",
-        data="mnist-10000",
-        n_test=None,
-        tolerance=1e-1,
-        recipe=Recipe(16, batch=64, learning_rate=5e-3),
-        keep=True,
-    ),
+    "quick": Config("quick"),
+    "full": Config("full", job=FULL, keep=True),
+    "paper": Config("paper", job=PAPER, sets=PAPER_SETS, keep=True),
 }
 
 
@@ -128,42 +114,28 @@ def run(config: Config, console: Console) -> dict[str, object]:
             console.print("Stopped in time; the same command goes on from here.")
             return {"bands": [Band("finished", 0.0, low=1.0).record()]}
         line.show("classifying")
+        trained.model.cpu()  # whose time is measured
         settings = list(classified(config, trained, images))
     bands = list(bands_of(config, settings)) if config.claims else []
     console.print(table_of(settings), *map(str, bands), sep="\n", highlight=False)
     record = {
         "config": {key: value for key, value in asdict(config).items() if key != "results"}
-        | {"minutes": None},
+        | {"minutes": None, "job": job.record()},
         "environment": environment(),
         "data": images.record(),
         "settings": [asdict(each) for each in settings],
         "bands": [band.record() for band in bands],
     }
     write_json(config.results / f"{config.preset}.json", record)
-    title = f"One {config.net} on {images.source.name}, trained at {config.tolerance:.0e}"
+    title = f"One {config.job.net} on {images.source.name}, trained at {job.solver.rtol:.0e}"
     figure = accuracy_and_evaluations(title, settings)
     write_figure(config.results / f"{config.preset}.png", figure)
     return record
 
 
 def job_of(config: Config) -> Job:
-    """The network to train; in `full` the one of Table 1, whose kept run is used."""
-    solver = Solver(
-        config.backend,
-        rtol=config.tolerance,
-        atol=config.tolerance,
-        gradient="adjoint" if config.net == "ODE-Net" else None,
-    )
-    return Job(
-        config.net,
-        config.seed,
-        config.recipe,
-        solver,
-        data=config.data,
-        n_train=config.n_train,
-        n_test=config.n_test,
-        channels=config.channels,
-    )
+    """The network to train; in `full` and `paper` that of Table 1, whose kept run is used."""
+    return on_first(settled(config.job, config.backend, config.seed), config.sets)
 
 
 def classified(config: Config, trained: Trained, images: Images) -> Iterator[Setting]:
@@ -206,7 +178,7 @@ def decisions(model: nn.Module, x: Tensor) -> tuple[Tensor, float, float]:
 def bands_of(config: Config, settings: Sequence[Setting]) -> Iterator[Band]:
     """Loose tolerances are cheaper, and hardly change a decision until they are very loose."""
     by_tolerance = {each.tolerance: each for each in settings if each.tolerance is not None}
-    tight, training = by_tolerance[min(config.tolerances)], by_tolerance[config.tolerance]
+    tight, training = by_tolerance[min(config.tolerances)], by_tolerance[config.job.solver.rtol]
     loose = by_tolerance[1e-1]
     yield Band("evaluations at 1e-6 over those at 1e-1", tight.forward / loose.forward, low=1.5)
     lost = 100 * (tight.accuracy - training.accuracy)

@@ -25,7 +25,9 @@ class Epoch:
         accuracy: Share of the test set that is classified right.
         forward: Evaluations of the field in its last forward pass, mean over the samples.
         backward: Likewise in its last backward pass.
-        seconds: Time since the training began.
+        seconds: What the training took until then: of one process on a CPU.
+        fine: Evaluations forward at the paper's tolerance of 1e-3, on test images, whatever the
+            tolerance of the training; None where the network has no ODE with adaptive steps.
     """
 
     epoch: int
@@ -34,6 +36,7 @@ class Epoch:
     forward: float
     backward: float
     seconds: float
+    fine: float | None = None
 
 
 class LiveLine:

@@ -54,7 +54,10 @@ def statistics_of_solves(
         c.plot([], [], _MARKS[solver], color=_GREY, label=solver)
     _line(c, [each.forward for each in full], 1.0, "-", "as many")
     _line(c, [each.forward for each in full], sum(paper.values()) / len(paper), ":", "the paper's")
-    d.plot([e.epoch for e in history], [e.forward for e in history], color=_BLUE, marker="o", ms=4)
+    epochs = [e.epoch for e in history]
+    d.plot(epochs, [e.forward for e in history], "s--", color=_GREY, ms=4, label="in training")
+    fine = [e.fine for e in history if e.fine is not None]
+    d.plot(epochs[-len(fine) :], fine, "o-", color=_BLUE, ms=4, label="at tolerance 1e-03")
     a.set(yscale="log", xlabel="evaluations forward", ylabel="error of the solve (rms)")
     b.set(xlabel="evaluations forward", ylabel=f"CPU time forward, batch {batch} (ms)")
     b.set_ylim(bottom=0)
@@ -62,13 +65,14 @@ def statistics_of_solves(
     c.set(xlabel="evaluations forward", ylabel="evaluations backward")
     d.set(xlabel="epoch", ylabel="evaluations forward, mean over samples")
     titles = ("(a) error against tolerance", "(b) time follows evaluations",
-              "(c) backward against forward", "(d) evaluations in training")  # fmt: skip
+              "(c) backward against forward", "(d) evaluations by epoch")  # fmt: skip
     for axes, text in zip((a, b, c, d), titles, strict=True):
         axes.set_title(text, fontsize=11)
         axes.grid(color="#DDDDDD")
         axes.spines[["top", "right"]].set_visible(False)
     a.legend(frameon=False, fontsize=8, loc="upper right")
     c.legend(frameon=False, fontsize=8)
+    d.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -37,6 +37,15 @@ def test_the_field_is_the_released_stack_of_layers() -> None:
     check_close(field(torch.tensor(0.25, dtype=torch.float64), y), expected, rtol=1e-10, atol=1e-12)
 
 
+def test_the_time_of_each_sample_is_its_own() -> None:
+    """A batch at its own times is its samples at theirs."""
+    torch.manual_seed(0)
+    field, y = ConvField(4).double(), torch.randn(3, 4, 5, 5, dtype=torch.float64)
+    t = torch.tensor([0.0, 0.5, -2.0], dtype=torch.float64)
+    one_by_one = [field(t[i], y[i : i + 1]) for i in range(3)]
+    check_close(field(t.reshape(3, 1, 1, 1), y), torch.cat(one_by_one), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize(("channels", "groups"), [(1, 1), (16, 16), (32, 32), (64, 32)])
 def test_there_are_at_most_32_groups(channels: int, groups: int) -> None:
     """GroupNorm(min(32, C), C)."""
