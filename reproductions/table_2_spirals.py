@@ -69,7 +69,13 @@ PRESETS = {
     "smoke": Config("smoke", points=(30,), steps=2, rnn_steps=2, n_train=20, n_test=10),
     "quick": Config("quick", points=(30,), steps=1200, rnn_steps=800, error={30: 0.35}, ratio=1.35),
     "full": Config(
-        "full", seeds=5, error={30: 0.17, 50: 0.16, 100: 0.14}, ratio=1.35, workers=2, keep=True
+        "full",
+        backend="compiled",
+        seeds=5,
+        error={30: 0.17, 50: 0.16, 100: 0.14},
+        ratio=1.35,
+        workers=2,
+        keep=True,
     ),
     "paper": Config(
         "paper",

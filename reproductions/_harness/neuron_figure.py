@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from _harness.neurons import LENGTH
+from _harness.neurons import LENGTH, MS
 from ctflow.latent import LatentODE
 
 __all__ = ["firing"]
@@ -33,9 +33,9 @@ def firing(one: LatentODE, each: LatentODE, held: tuple[Tensor, Tensor, Tensor])
     x, times, mask = (part[places] for part in held)
     paths = [model.predict(x, times, mask, at=t)[..., 0] for model in (each, one)]
     for b, panel in enumerate(panels):
-        panel.plot(100 * t - 250, 10 * paths[1][b], color=_GREY, label="one rate for all")
-        panel.plot(100 * t - 250, 10 * paths[0][b], color=_BLUE, label="its own path")
-        spikes = 100 * times[b][mask[b]] - 250
+        panel.plot(MS * t - 250, 1000 / MS * paths[1][b], color=_GREY, label="one rate for all")
+        panel.plot(MS * t - 250, 1000 / MS * paths[0][b], color=_BLUE, label="its own path")
+        spikes = MS * times[b][mask[b]] - 250
         panel.plot(spikes, torch.zeros_like(spikes), "|", color=_ORANGE, markersize=14,
                    label="spikes")  # fmt: skip
         panel.set_xlabel("ms from the stimulus")

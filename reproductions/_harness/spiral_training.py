@@ -22,7 +22,7 @@ from ctflow import Solver, __version__
 from ctflow.dynamics import MLP
 from ctflow.latent import Gaussian, LatentODE, RecurrentModel, RNNEncoder, elbo
 
-__all__ = ["Job", "Recipe", "Trained", "build", "data_of", "train", "train_all"]
+__all__ = ["Job", "Recipe", "Run", "Trained", "build", "data_of", "train", "train_all"]
 
 Model = LatentODE | RecurrentModel
 NOISE = 0.1
@@ -104,7 +104,7 @@ class Trained(NamedTuple):
         job: What was asked.
         model: The model.
         losses: Mean loss in nats for each series, over each fiftieth of the training.
-        seconds: What the training took, over all its parts.
+        seconds: Processor time that the training took, over all its parts.
     """
 
     job: Job
@@ -149,7 +149,7 @@ def train(
     Returns:
         The trained model; None if the time was up before.
     """
-    run = _Run(job)
+    run = Run(job)
     path = cache_folder() / "spirals" / f"{_digest(job)}.pt"
     if keep and path.is_file():
         run.restore(torch.load(path, weights_only=True))
@@ -190,7 +190,7 @@ def _alone(job: Job, keep: bool, until: float) -> Trained | None:
     return train(job, lambda _: None, keep=keep, until=until)
 
 
-class _Run:
+class Run:
     """A model, its optimiser, and how far they are."""
 
     def __init__(self, job: Job) -> None:
@@ -209,11 +209,11 @@ class _Run:
 
     def steps(self, n: int) -> float:
         """So many steps of the optimiser; returns their mean loss."""
-        began, total = time.perf_counter(), 0.0
+        began, total = time.process_time(), 0.0
         torch.manual_seed(self.job.seed * 1_000_003 + self.done)  # a resumed run draws the same
         for _ in range(n):
-            total += self._step()
-        self.seconds += time.perf_counter() - began
+            total += self.step()
+        self.seconds += time.process_time() - began
         self.losses.append(total / n)
         return total / n
 
@@ -236,7 +236,8 @@ class _Run:
         self.done, self.seconds = state["done"], state["seconds"]  # pyright: ignore
         self.losses = state["losses"]  # pyright: ignore
 
-    def _step(self) -> float:
+    def step(self) -> float:
+        """One step of the optimiser; returns its loss."""
         recipe = self.job.recipe
         for group in self.optimiser.param_groups:
             group["lr"] = recipe.learning_rate * group["factor"] * recipe.rate(self.done)

@@ -41,10 +41,11 @@ def test_the_smoke_preset_writes_its_files(tmp_path: Path, monkeypatch: pytest.M
 def test_a_table_of_r_is_read_with_its_gaps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In units of 100 ms from the start of the window."""
+    """In the model's units from the start of the window."""
     monkeypatch.setenv("CTFLOW_NEURO", table(tmp_path, ['"1",NA,-203.7,-84.1,18.5,NA,NA']))
     x, t, mask = neurons.load_sequences()
-    torch.testing.assert_close(t, torch.tensor([[0.463, 1.659, 2.685]], dtype=torch.float64))
+    wanted = torch.tensor([[46.3, 165.9, 268.5]], dtype=torch.float64) / neurons.MS
+    torch.testing.assert_close(t, wanted)
     assert bool(mask.all())
     assert bool((x == 1).all())
 
