@@ -89,7 +89,7 @@ def places_in(owner: object) -> Iterator[Place]:
     if isinstance(owner, nn.Module):
         attributes = vars(owner)
         for part in ("_parameters", "_buffers", "_modules"):
-            yield from _items(attributes[part])
+            yield from _items(attributes.get(part, {}))  # torch.jit keeps them out of Python
         yield from (Place(attributes, key) for key in list(attributes) if key not in _MODULE_PARTS)
     elif isinstance(owner, types.FunctionType):
         yield from (Place(cell, None) for cell in owner.__closure__ or ())

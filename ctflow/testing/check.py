@@ -19,7 +19,7 @@ from ctflow.testing.examples import Box, Case, shrink
 from ctflow.testing.laws import Law
 from ctflow.testing.properties import PROPERTIES, Property
 from ctflow.testing.report import Finding, Report, reporting
-from ctflow.testing.subject import Subject
+from ctflow.testing.subject import Subject, said, untouched_copy
 from ctflow.testing.tracing import follow
 
 __all__ = ["check_dynamics", "inspect_dynamics"]
@@ -83,7 +83,7 @@ def check_dynamics(
         batched = all(x.dim() > 1 and x.shape[0] == leaves[0].shape[0] for x in leaves)
     low, high = box
     where = Box(states, low, high, float(times[0]), float(times[-1]), batched)
-    subject = Subject(f, args, where, where.cases(examples, seed), seed)
+    subject = Subject(f, args, where, where.cases(examples, seed), seed, untouched_copy(f))
     declared = [Property(x.name, x.wrong, x.cause, _COMPARED) for x in laws]
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", _NOT_A_LEAF)  # from torch.compile, inside `f`
@@ -157,8 +157,7 @@ def _fault(subject: Subject, prop: Property, case: Case) -> _Fault | None:
     except CtflowError as error:
         return _Fault(str(error), raised=False)
     except Exception as error:  # whatever the user's code raises is the finding
-        message = " ".join(str(error).split())
-        return _Fault(f"{type(error).__name__}: {message[:300]}", raised=True)
+        return _Fault(said(error), raised=True)
     return None if found is None else _Fault(found, raised=False)
 
 
@@ -209,22 +208,33 @@ def _compiled(subject: Subject) -> Finding:
     try:
         follow(subject)
     except CtflowError as error:
-        cause = "Python control flow by values, `.item()`, NumPy or prints; see the line it names."
-        return Finding("compiled", "failed", " ".join(str(error).split()), cause=cause)
-    return Finding("compiled", "passed")
+        what = " ".join(str(error).split())
+    except Exception as error:  # of torch's own tracer
+        what = said(error)
+    else:
+        return Finding("compiled", "passed")
+    return Finding("compiled", "failed", what, cause=_UNTRACEABLE)
+
+
+_UNTRACEABLE = (
+    "Python control flow by values, `.item()`, a 0-dim tensor as an index, NumPy, prints, "
+    "torch.jit or torch.compile inside. Who does not use backend='compiled' says compiled=False."
+)
 
 
 def _information(subject: Subject, failed: Sequence[str]) -> list[Finding]:
     findings: list[Finding] = []
     noisy = "repeatable" in failed
-    looks: dict[str, Callable[[], Finding]] = {
+    looks: dict[str, Callable[[], Finding | None]] = {
         "outside": lambda: notes.outside(subject, noisy),
+        "precision": lambda: None if noisy else notes.precision(subject),
         "smoothness": lambda: notes.smoothness(subject, noisy),
         "stiffness": lambda: notes.stiffness(subject),
     }
     for name, look in looks.items():
         try:
-            findings.append(look())
+            found = look()
+            findings += [] if found is None else [found]
         except Exception as error:  # information about a broken field must not hide its faults
             findings.append(Finding(name, "skipped", f"{type(error).__name__} was raised"))
     return findings

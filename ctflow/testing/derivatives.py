@@ -109,11 +109,11 @@ def _central(
     try:
         for h in (step, -step, step / 2, -step / 2, 0.0):
             for x, old, v in zip(inputs, kept, along, strict=True):
-                x.copy_(old + h * v)
+                x.data.copy_(old + h * v)  # past the version counter: a field may return `x` itself
             values[h] = evaluate()
     finally:
         for x, old in zip(inputs, kept, strict=True):
-            x.copy_(old)
+            x.data.copy_(old)
     wide, narrow = ((values[h] - values[-h]) / (2 * h) for h in (step, step / 2))
     bend = abs(values[step] - 2 * values[0.0] + values[-step]) / step
     return narrow, max(abs(wide - narrow), bend)

@@ -12,9 +12,10 @@ from torch import Tensor
 from ctflow.api import odeint
 from ctflow.backends.captures import pull
 from ctflow.backends.protocol import Solver
+from ctflow.errors import InvalidProblem
 from ctflow.state import Layout, leaves_of, map_leaves
 from ctflow.testing.examples import Case
-from ctflow.testing.subject import Subject, difference, flat, fresh, size_of
+from ctflow.testing.subject import Subject, difference, flat, fresh, said, size_of
 
 __all__ = [
     "Autonomous",
@@ -100,7 +101,8 @@ class Conserves:
         layout = Layout.of(case.y, per_sample=subject.box.batched)
         moved = subject.value(case)
         f = Layout.of(case.y, per_sample=False).unpack(moved.unsqueeze(0))
-        terms = layout.pack(_gradient(self.quantity, case)) * layout.pack(f)
+        slope = _gradient(self.quantity, "quantity", case, layout.batch)
+        terms = layout.pack(slope) * layout.pack(f)
         rate, size = terms.sum(dim=1).abs(), terms.abs().sum(dim=1)
         share = float((rate / size.clamp(min=1e-30)).amax())
         if share > _slack(moved):
@@ -122,7 +124,15 @@ class Hamiltonian:
 
     def wrong(self, subject: Subject, case: Case) -> str | None:
         """The field against the gradient of the energy."""
-        slope: Tensor = _gradient(self.energy, case)
+        y = case.y
+        if not isinstance(y, Tensor) or y.dim() == 0 or y.shape[-1] % 2:
+            shape = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
+            raise InvalidProblem(
+                f"`Hamiltonian` speaks of a tensor [..., 2 N], q beside p, got {shape}. "
+                "Check a field on torch.cat([q, p], -1), or declare Conserves(energy)."
+            )
+        layout = Layout.of(y, per_sample=subject.box.batched)
+        slope: Tensor = _gradient(self.energy, "energy", case, layout.batch)
         by_q, by_p = slope.chunk(2, dim=-1)
         expected = torch.cat([by_p, -by_q], dim=-1)
         return _unequal(subject.value(case), expected.reshape(-1), "f", "(dH/dp, -dH/dq)")
@@ -136,18 +146,24 @@ class DivergenceFree:
     cause: str = "damping or growth, or a network that was given no such structure."
 
     def wrong(self, subject: Subject, case: Case) -> str | None:
-        """The trace of the Jacobian, against the size of its diagonal."""
-        layout = Layout.of(case.y, per_sample=False)
-
-        def of_vector(y: Tensor) -> Tensor:
-            return layout.pack(subject(case.t, layout.unpack(y)))
-
-        y = layout.pack(case.y).detach()
-        jacobian: Any = torch.autograd.functional.jacobian(of_vector, y)  # pyright: ignore
-        matrix = jacobian.reshape(layout.size, layout.size)
-        trace, size = float(matrix.trace().abs()), float(torch.linalg.matrix_norm(matrix))
-        if trace > _slack(matrix) * max(size, 1e-30):
-            return f"the divergence is {trace:.3g}, with a Jacobian of norm {size:.3g}"
+        """The trace of each sample's Jacobian against its norm, a row at a time."""
+        layout = Layout.of(case.y, per_sample=subject.box.batched)
+        y = layout.pack(case.y).detach().clone().requires_grad_()
+        with torch.enable_grad():
+            dy = layout.pack(subject(case.t, layout.unpack(y)))
+        trace, squares = torch.zeros_like(y[:, 0]), torch.zeros_like(y[:, 0])
+        for i in range(layout.size if dy.requires_grad else 0):
+            one = dy[:, i]
+            (row,) = pull((one,), (y,), (torch.ones_like(one),), keep=True)
+            if row is not None:
+                trace, squares = trace + row[:, i], squares + row.square().sum(1)
+        size = squares.sqrt()
+        worst = int((trace.abs() / size.clamp(min=1e-30)).argmax())
+        if float(trace[worst].abs()) > _slack(trace) * float(size[worst]):
+            return (
+                f"the divergence is {float(trace[worst]):.3g}, with a Jacobian of norm "
+                f"{float(size[worst]):.3g}"
+            )
         return None
 
 
@@ -224,14 +240,34 @@ def _end(subject: Subject, y: Any, start: float, stop: float, rtol: float) -> An
     return map_leaves(lambda leaf: leaf[-1], path)
 
 
-def _gradient(quantity: Callable[[Any], Tensor], case: Case) -> Any:  # noqa: ANN401
-    """dQ/dy of each sample, with the structure of y; zeros where Q does not depend on a leaf."""
+def _gradient(quantity: Callable[[Any], object], name: str, case: Case, batch: int) -> Any:  # noqa: ANN401
+    """Its gradient at each sample, with the structure of y; zeros where it depends on no leaf.
+
+    Raises:
+        InvalidProblem: If it cannot be evaluated, or is not one number a sample.
+    """
     y = fresh(case.y)
     with torch.enable_grad():
-        total = quantity(y).sum()
-        slopes = pull((total,), leaves_of(y), (torch.ones_like(total),), keep=True)
-    found = iter(slopes)
-    return map_leaves(lambda x: torch.zeros_like(x) if (g := next(found)) is None else g, y)
+        try:
+            found = quantity(y)
+        except Exception as error:
+            raise InvalidProblem(
+                f"`{name}` must be a function of the state, got {said(error)}. Try it on `states`."
+            ) from error
+        if not isinstance(found, Tensor) or found.numel() not in (1, batch):
+            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InvalidProblem(
+                f"`{name}` must return one number for each of {batch} samples, got {shape}. "
+                "Sum over the variables of a sample."
+            )
+        if not found.requires_grad:
+            raise InvalidProblem(
+                f"`{name}` must depend on the state, got a constant. Leave out `.detach()`, "
+                "`.item()` and NumPy."
+            )
+        total = found.sum()
+        slopes = iter(pull((total,), leaves_of(y), (torch.ones_like(total),), keep=True))
+    return map_leaves(lambda x: torch.zeros_like(x) if (g := next(slopes)) is None else g, y)
 
 
 def _push(subject: Subject, transformation: Callable[[Any], Any], case: Case) -> tuple[Any, Tensor]:

@@ -17,9 +17,9 @@ from ctflow.state import Layout, map_leaves
 from ctflow.testing.examples import Case
 from ctflow.testing.report import Finding
 from ctflow.testing.smoothing import Smoothing, averaged
-from ctflow.testing.subject import Subject, difference, flat
+from ctflow.testing.subject import Subject, difference, flat, size_of
 
-__all__ = ["outside", "smoothness", "stiffness"]
+__all__ = ["outside", "precision", "smoothness", "stiffness"]
 
 _LARGEST = 64  # variables up to which the whole Jacobian is looked at
 _POINTS = 33  # on each line along which kinks are looked for
@@ -131,6 +131,35 @@ def _has_kink(subject: Subject, case: Case) -> bool:
     )
 
 
+@torch.no_grad()
+def precision(subject: Subject) -> Finding | None:
+    """Whether values jump between neighbouring states: what no solve can be more accurate than.
+
+    At a step h of half the dtype's digits, second differences are h^2 for a smooth field, and
+    rounding for one that computes in a narrower dtype.
+    """
+    layout = Layout.of(subject.cases[0].y, per_sample=False)
+    eps = torch.finfo(layout.dtype).eps
+    jumps: list[float] = []
+    for case in subject.cases[-4:]:
+        start = layout.pack(case.y).detach()
+        along = eps**0.5 * size_of(start) * subject.directions(start)
+        before, here, after = (
+            flat(subject(case.t, layout.unpack(start + k * along))).double() for k in (-1, 0, 1)
+        )
+        jump = float((before - 2 * here + after).abs().amax())
+        least = max(0.2 * float((after - before).abs().amax()), 1e3 * eps * size_of(here))
+        jumps += [jump / size_of(here)] if jump > least else []
+    if len(jumps) < 3:  # a kink may lie on one of the lines
+        return None
+    what = f"between neighbouring states its values jump by {max(jumps):.1g} of their size"
+    cause = (
+        "a narrower dtype inside (`.float()`, autocast), or an iteration that is stopped early. "
+        "No tolerance below that can be met."
+    )
+    return Finding("precision", "note", what, cause=cause)
+
+
 def stiffness(subject: Subject) -> Finding:
     """The fastest decay at the examples, against the length of the interval."""
     layout = Layout.of(subject.cases[0].y, per_sample=False)
@@ -151,7 +180,7 @@ def stiffness(subject: Subject) -> Finding:
     turning = float(rates.abs().amax())
     n = fastest * length / _REGION
     what = (
-        f"the fastest decay is {max(fastest, 0):.3g} and the largest rate {turning:.3g} "
+        f"the fastest decay is {max(fastest, 0.0) + 0.0:.3g} and the largest rate {turning:.3g} "
         "per unit of time"
     )
     cause = ""

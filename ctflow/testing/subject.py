@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ctflow.backends.places import tensors_in
 from ctflow.state import Layout, leaves_of, map_leaves
 from ctflow.testing.examples import Box, Case
 
-__all__ = ["Subject", "difference", "flat", "fresh", "named_tensors", "rows", "size_of"]
+__all__ = [
+    "Subject",
+    "difference",
+    "flat",
+    "fresh",
+    "named_tensors",
+    "rounding",
+    "rows",
+    "said",
+    "size_of",
+    "untouched_copy",
+]
 
 _TINY = 1e-30
+_ROUNDING = 1e3
+"""Units in the last place of the largest number by which two ways of summing may differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +44,7 @@ class Subject:
         box: Where the examples come from.
         cases: The examples.
         seed: Seed of random directions.
+        untouched: A copy of the field from before its first evaluation, if there is one.
     """
 
     f: Callable[..., Any]
@@ -35,6 +52,7 @@ class Subject:
     box: Box
     cases: tuple[Case, ...]
     seed: int
+    untouched: Callable[..., Any] | None = None
 
     def returned(self, t: Tensor, y: Any) -> Any:  # noqa: ANN401
         """What the field returns, as it is, for the very tensors that are handed in."""
@@ -83,9 +101,33 @@ def fresh(y: Any) -> Any:  # noqa: ANN401
     return map_leaves(lambda leaf: leaf.detach().clone().requires_grad_(), y)
 
 
-def rows(y: Any, start: int, stop: int) -> Any:  # noqa: ANN401
+def rows(y: Any, chosen: Sequence[int]) -> Any:  # noqa: ANN401
     """Some samples of a batch."""
-    return map_leaves(lambda leaf: leaf[start:stop].clone(), y)
+    return map_leaves(lambda leaf: leaf[list(chosen)], y)
+
+
+def rounding(value: Tensor) -> float:
+    """How much two ways to compute a value may differ, relative to its largest number."""
+    return _ROUNDING * torch.finfo(value.dtype).eps
+
+
+def said(error: Exception) -> str:
+    """What was raised, in one line."""
+    message = " ".join(str(error).split()).partition(" from user code: ")[0]  # dynamo adds its own
+    return f"{type(error).__name__}: {message[:300]}"
+
+
+def untouched_copy(f: Callable[..., Any]) -> Callable[..., Any] | None:
+    """A copy that nobody has evaluated; None where copies share what they keep, or cannot be made.
+
+    Layers without a size yet draw their weights when they are first called: a copy draws others.
+    """
+    if isinstance(f, nn.Module) and any(is_lazy(x) for x in (*f.parameters(), *f.buffers())):
+        return None
+    with suppress(Exception):  # of whatever kind, it is the user's object
+        other = copy.deepcopy(f)
+        return None if other is f else other
+    return None
 
 
 def size_of(*values: Tensor) -> float:

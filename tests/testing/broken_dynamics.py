@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -108,6 +109,19 @@ class Buffered:
         return torch.neg(y, out=self.out)
 
 
+class Kept(nn.Module):
+    """Computes its context at the first call, from the state that it meets there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context: Tensor | None = None
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        if self.context is None:
+            self.context = y.detach().mean()
+        return self.context - y
+
+
 class Remembering:
     """Relaxes towards the last state that it was asked for."""
 
@@ -142,6 +156,18 @@ def in_place(t: Tensor, y: Tensor) -> Tensor:
 def negated_in_place(t: Tensor, y: Tensor) -> Tensor:
     """Changes its input always."""
     return y.mul_(-1)
+
+
+def one_neighbour(t: Tensor, y: Tensor) -> Tensor:
+    """Sample 5 sees sample 4, if there is one."""
+    return (
+        -y + torch.zeros_like(y).index_fill(0, torch.tensor([5]), 1.0) * y[4] if len(y) > 5 else -y
+    )
+
+
+def sometimes(t: Tensor, y: Tensor) -> Tensor:
+    """Leaves a step out once in a thousand calls: stochastic depth, with Python's generator."""
+    return 0.0 * y if random.random() < 1e-3 else -y
 
 
 def replaced(t: Tensor, y: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -188,7 +214,12 @@ BROKEN = {
         lambda: OnState(network(nn.BatchNorm1d(6).to(FLOAT))), ("stateless", "batch")
     ),
     "batch norm in a closure": Broken(captured_batch_norm, ("stateless", "batch")),
-    "draws in vain": Broken(lambda: lambda t, y: -y + 0 * torch.rand(()), ("stateless",)),
+    "draws in vain": Broken(lambda: lambda t, y: -y + 0 * torch.rand(()), ("repeatable",)),
+    "draws elsewhere": Broken(lambda: sometimes, ("repeatable",)),
+    "keeps what it computed first": Broken(Kept, ("stateless",)),
+    "couples two of many": Broken(
+        lambda: one_neighbour, ("batch",), lambda: torch.ones(12, 2, dtype=FLOAT)
+    ),
     "couples samples": Broken(lambda: lambda t, y: y.mean(0) - y, ("batch",)),
     "time as a number": Broken(lambda: lambda t, y: -y * float(t), ("time",)),
     "time broadcast wrongly": Broken(lambda: lambda t, y: -y * t.flatten()[:1], ("time",)),
@@ -224,6 +255,11 @@ class Point(NamedTuple):
     v: Tensor
 
 
+def handed_back(rate: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """A parameter itself is the derivative."""
+    return rate
+
+
 def sparse_product(matrix: Tensor, t: Tensor, y: Tensor) -> Tensor:
     """A linear field whose matrix is sparse."""
     return torch.sparse.mm(matrix, y.T).T - y
@@ -254,6 +290,16 @@ RIGHT: dict[str, Broken] = {
     "dropout, eval": Broken(lambda: OnState(network(nn.Dropout())).eval(), ()),
     "encoder with gradients": Broken(lambda: Conditioned(True), ()),
     "dict": Broken(lambda: pair, (), lambda: {"x": state(), "v": state()}),
+    "a constant that is learned": Broken(
+        lambda: functools.partial(handed_back, nn.Parameter(torch.ones(4, dtype=FLOAT))),
+        (),
+        lambda: torch.zeros(4, dtype=FLOAT),
+    ),
+    "layers without a size yet": Broken(
+        lambda: OnState(nn.Sequential(nn.LazyLinear(6), nn.Tanh(), nn.LazyLinear(2))),
+        (),
+        lambda: state().float(),
+    ),
     "one system": Broken(
         lambda: lambda t, y: torch.stack([y[1], -y[0]]), (), lambda: torch.ones(2, dtype=FLOAT)
     ),

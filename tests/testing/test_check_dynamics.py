@@ -11,7 +11,7 @@ from torch import Tensor
 from ctflow import CtflowError, InvalidProblem
 from ctflow.testing import CheckFailed, check_dynamics, inspect_dynamics
 from tests.problems import FLOAT
-from tests.testing.broken_dynamics import BROKEN, RIGHT, network, state
+from tests.testing.broken_dynamics import BROKEN, RIGHT, OnState, network, state
 
 
 @pytest.mark.parametrize("fault", BROKEN)
@@ -111,6 +111,45 @@ def test_args_that_are_changed_are_seen_and_given_back() -> None:
     report = inspect_dynamics(f, state(), args={"scale": scale}, compiled=False)
     assert report.failed == ("inputs",), str(report)
     assert report.failures[0].what == "it changed `args` in place"
+
+
+def test_args_that_are_exchanged_are_seen() -> None:
+    """What is put into the caller's own dict stays there."""
+
+    def f(t: Tensor, y: Tensor, args: dict[str, Tensor]) -> Tensor:
+        args["rate"] = args["rate"] * 1.1
+        return -args["rate"] * y
+
+    report = inspect_dynamics(f, state(), args={"rate": torch.tensor(1.0)}, compiled=False)
+    assert report.failed == ("inputs",), str(report)
+    assert report.failures[0].what == "it put something else into the container `args`"
+
+
+def test_what_a_sample_alone_raises_is_told_as_that() -> None:
+    """The message of a call that nobody made would be a riddle."""
+    report = inspect_dynamics(lambda t, y: y.squeeze() * 1.0, state(), compiled=False)
+    (finding,) = report.failures
+    assert finding.name == "batch"
+    assert finding.what.startswith("sample 0 alone cannot be evaluated: InvalidProblem: `f` must")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_field_of_torch_jit_is_looked_at_like_any_other() -> None:
+    """Its parameters are found in the graph."""
+    net = torch.jit.trace(network(), state())
+    report = check_dynamics(lambda t, y: net(y), state(), compiled=False)
+    assert report.ok
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_narrower_dtype_inside_is_noted(dtype: torch.dtype) -> None:
+    """Solves cannot be more accurate; a field in its own dtype has no such note."""
+    net = network().to(dtype)
+    wide = FLOAT if dtype == torch.float32 else torch.float32
+    y = state().to(wide)
+    report = check_dynamics(lambda t, y: net(y.to(dtype)).to(y.dtype), y, compiled=False)
+    assert "between neighbouring states" in report.note("precision")
+    assert check_dynamics(OnState(network()), state(), compiled=False).note("precision") == ""
 
 
 def test_a_field_under_torch_compile_can_be_looked_at() -> None:

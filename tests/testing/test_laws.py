@@ -127,3 +127,37 @@ def test_what_a_quantity_does_not_depend_on_counts_nothing() -> None:
     states = {"x": state(), "clock": state()[:, :1]}
     law = Conserves(lambda y: energy(y["x"]))
     assert inspect_dynamics(f, states, laws=[law], compiled=False).ok
+
+
+def test_divergence_is_that_of_each_sample() -> None:
+    """Growth of one does not make up for the decay of another."""
+    signs = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]], dtype=FLOAT)
+    law = DivergenceFree()
+    report = inspect_dynamics(
+        lambda t, y, s: s * y, state(), args=signs, laws=[law], compiled=False
+    )
+    assert report.failed == ("divergence_free",)
+
+
+QUANTITIES: dict[str, tuple[Law, str]] = {
+    "a key of a tensor": (Conserves(lambda y: y["q"]), "must be a function of the state"),
+    "a number for each variable": (Conserves(lambda y: y), "must return one number"),
+    "a constant": (Conserves(lambda y: y.detach().sum(-1)), "must depend on the state"),
+    "an energy that is a float": (Hamiltonian(lambda y: 1.0), "must return one number"),  # pyright: ignore
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_a_quantity_that_is_none_is_told_as_that(name: str) -> None:
+    """The field may be right."""
+    law, words = QUANTITIES[name]
+    report = inspect_dynamics(pendulum, state(), laws=[law], compiled=False)
+    assert words in report.failures[0].what, str(report)
+
+
+def test_positions_and_momenta_stand_side_by_side() -> None:
+    """Three variables have no halves."""
+    law = Hamiltonian(lambda y: y.sum(-1))
+    report = inspect_dynamics(lambda t, y: -y, torch.ones(4, 3, dtype=FLOAT), laws=[law])
+    assert "[..., 2 N]" in report.failures[0].what
