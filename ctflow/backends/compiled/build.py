@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ctflow.backends.compiled.loops import lean_loops
 from ctflow.errors import BackendUnavailable, CtflowError, Unsupported
 
 __all__ = ["Program", "built", "cache_directory", "counts"]
@@ -31,7 +32,7 @@ _OPTIONS: dict[str, Any] = {
     "cpp.enable_floating_point_contract_flag": "fast",
     "aot_inductor.use_runtime_constant_folding": False,
 }
-_VERSION = 1  # of what is kept on disk
+_VERSION = 2  # of what is kept on disk
 
 
 @dataclass
@@ -136,9 +137,7 @@ def _compiled(exported: Any, path: Path) -> Program:  # noqa: ANN401
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "program.pt2"
         with _quiet():
-            torch._inductor.aoti_compile_and_package(  # pyright: ignore
-                exported, package_path=str(package), inductor_configs=_OPTIONS
-            )
+            _make_package(exported, package)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = path.with_suffix(f".{os.getpid()}")
@@ -147,6 +146,22 @@ def _compiled(exported: Any, path: Path) -> Program:  # noqa: ANN401
         except OSError as error:
             logger.warning("cannot keep the program in %s: %s", path.parent, error)
         return Program(package)
+
+
+def _make_package(exported: Any, package: Path) -> None:  # noqa: ANN401
+    """Compile with lean loops, or in the compiler's own way where that does not do."""
+
+    def make() -> None:
+        torch._inductor.aoti_compile_and_package(  # pyright: ignore
+            exported, package_path=str(package), inductor_configs=_OPTIONS
+        )
+
+    try:
+        with lean_loops():
+            make()
+    except Exception as error:  # if the fault is not in the loops, it comes again
+        logger.debug("compiling once more, with the compiler's own loops: %s", _last_line(error))
+        make()
 
 
 def _loaded(path: Path) -> Program | None:

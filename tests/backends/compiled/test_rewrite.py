@@ -23,3 +23,18 @@ def test_a_view_of_all_of_an_input_is_that_input() -> None:
     found = rest(x, *before(w))
     for ours, wanted in zip(found, body(x, w), strict=True):
         torch.testing.assert_close(ours, wanted)
+
+
+def test_parts_of_a_constant_are_taken_out_one_by_one() -> None:
+    """A weight that is split in the loop is split before it."""
+
+    def body(x: Tensor, w: Tensor) -> list[Tensor]:
+        first, second = w.split(2)
+        return [x @ first.t() + second.sum(), x @ w.unbind(0)[1]]
+
+    x, w = torch.randn(3, 4), torch.randn(4, 4)
+    before, rest = split_constant(graph_of(body, (x, w)), [1])
+    assert not any("split" in str(node.target) for node in rest.graph.nodes)
+    found = rest(x, *before(w))
+    for ours, wanted in zip(found, body(x, w), strict=True):
+        torch.testing.assert_close(ours, wanted)

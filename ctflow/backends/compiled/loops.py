@@ -1,0 +1,215 @@
+"""How the compiler writes a loop: a turn's own values lie on the stack, what it reads is borrowed.
+
+As inductor writes a loop, each turn makes a tensor for every value that it needs for itself, and
+one more for everything that it reads: a hundred allocations for a step of a small network, which
+cost more than its arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from typing import Any
+
+from torch._inductor import ir
+from torch._inductor.codegen import common
+from torch._inductor.codegen.cpp_utils import DTYPE_TO_CPP
+from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+from torch._inductor.codegen.wrapper import ReuseLine
+from torch._inductor.graph import SubgraphLowering
+from torch._inductor.scheduler import OutputNode
+from torch._inductor.virtualized import V
+
+__all__ = ["lean_loops"]
+
+_MOST_OF_ONE = 32 * 1024  # bytes; larger values take longer to compute than to allocate
+_MOST = 256 * 1024  # bytes of a turn: a thread may have a stack of half a megabyte
+
+# Neither owns anything, and neither becomes a tensor that does: where the compiler would want one,
+# there is an error at compile time, and the loop is written in the compiler's own way.
+_HEADER = """
+namespace {
+template <typename T>
+struct CtflowLocal {
+    T* pointer;
+    T* data_ptr() const { return pointer; }
+    void reset() {}
+};
+struct CtflowBorrowed {
+    AtenTensorHandle handle;
+    explicit CtflowBorrowed(AtenTensorHandle of) : handle(of) {}
+    operator AtenTensorHandle() const { return handle; }
+    AtenTensorHandle get() const { return handle; }
+    void* data_ptr() const {
+        void* result = nullptr;
+        AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &result));
+        return result;
+    }
+    void reset() {}
+};
+}  // namespace
+"""
+
+
+@contextmanager
+def lean_loops() -> Generator[None]:
+    """Loops that are compiled for the processor meanwhile are written as said above."""
+    common.init_backend_registration()
+    before = common.device_codegens["cpu"]
+    common.device_codegens["cpu"] = common.DeviceCodegen(
+        before.scheduling, before.wrapper_codegen, LeanLoops, before.fx_wrapper_codegen
+    )
+    try:
+        yield
+    finally:
+        common.device_codegens["cpu"] = before
+
+
+class _Named:
+    """Stands for a tensor that has a name in the code already."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def codegen_reference(self, writer: object = None) -> str:
+        """The name."""
+        del writer
+        return self._name
+
+
+class LeanLoops(CppWrapperCpu):
+    """Writes the C++ that calls the kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._in_loop = False
+        self._local: dict[str, bool] = {}
+        self._spent: dict[str, int] = {}
+
+    @staticmethod
+    def create(*_: object, **__: object) -> LeanLoops:
+        """Make one."""
+        return LeanLoops()
+
+    def write_header(self) -> None:
+        """What the code uses."""
+        super().write_header()
+        if not V.graph.is_const_graph:
+            self.header.splice(_HEADER)
+
+    def codegen_while_loop(self, while_loop: Any, stack_output: bool = False) -> None:  # noqa: ANN401
+        """A loop; views that it reads are made before it."""
+        inputs, outside = while_loop.additional_inputs, self._in_loop
+        named: list[Any] = []
+        for i, one in enumerate(inputs):
+            reference = one.codegen_reference()
+            if not reference.isidentifier():
+                name = f"{while_loop.get_name()}_read{i}"
+                self.writeline(f"auto {name} = {reference};")
+                reference = name
+            named.append(_Named(reference))
+        while_loop.additional_inputs, self._in_loop = named, True
+        try:
+            super().codegen_while_loop(while_loop, stack_output)
+        finally:
+            while_loop.additional_inputs, self._in_loop = inputs, outside
+
+    def codegen_conditional(self, conditional: Any) -> None:  # noqa: ANN401
+        """A branch, whose inputs may be temporary."""
+        outside, self._in_loop = self._in_loop, False
+        try:
+            super().codegen_conditional(conditional)
+        finally:
+            self._in_loop = outside
+
+    def codegen_subgraph_prefix(
+        self, subgraph: Any, outer_inputs: Any, outer_outputs: Any  # noqa: ANN401
+    ) -> None:  # fmt: skip
+        """What a turn reads."""
+        if not self._in_loop:
+            super().codegen_subgraph_prefix(subgraph, outer_inputs, outer_outputs)
+            return
+        for (name, value), outer in zip(
+            subgraph.graph.graph_inputs.items(), outer_inputs, strict=True
+        ):
+            if isinstance(value, ir.TensorBox):
+                self.writeline(f"CtflowBorrowed {name}({outer});")
+
+    def make_buffer_allocation(self, buffer: Any) -> str:  # noqa: ANN401
+        """A value of a turn: on the stack if only kernels see it."""
+        if not self._is_local(buffer):
+            return super().make_buffer_allocation(buffer)
+        name, kind = buffer.get_name(), DTYPE_TO_CPP[buffer.get_dtype()]
+        numel = max(1, int(V.graph.get_allocation_storage_size(buffer)))
+        return (
+            f"alignas(64) {kind} {name}_storage[{numel}]; "
+            f"CtflowLocal<{kind}> {name}{{{name}_storage}};"
+        )
+
+    def make_buffer_reuse(self, old: Any, new: Any, delete_old: bool) -> str:  # noqa: ANN401
+        """A value in the place of an earlier one, which its kernel may read there."""
+        if self._is_local(old):
+            return f"auto {new.get_name()} = {old.get_name()};  // reuse"
+        return super().make_buffer_reuse(old, new, delete_old)
+
+    def codegen_deferred_allocation(self, name: str, view: ir.ReinterpretView) -> None:
+        """A part of a value."""
+        base: Any = view.data.data if isinstance(view.data, ir.StorageBox) else view.data
+        if not (isinstance(base, ir.Buffer) and self._is_local(base)):
+            super().codegen_deferred_allocation(name, view)
+            return
+        kind = DTYPE_TO_CPP[view.get_dtype()]
+        start = f"{base.get_name()}.data_ptr() + {int(view.layout.offset)}"
+        self.writeline(common.DeferredLine(name, f"CtflowLocal<{kind}> {name}{{{start}}};"))
+
+    def _is_local(self, buffer: Any) -> bool:  # noqa: ANN401
+        """Whether a value lies on the stack; with all that take its place, or none of them."""
+        name = buffer.get_name()
+        if name not in self._local:
+            graph, sharing = self.get_codegened_graph(), self._sharing(buffer)
+            found = all(self._may_be_local(each, graph) for each in sharing)
+            self._local.update((each.get_name(), found) for each in sharing)
+        return self._local[name]
+
+    def _sharing(self, buffer: Any) -> list[Any]:  # noqa: ANN401
+        """The values that lie in one place, one after the other."""
+        found = {buffer.get_name(): buffer}
+        pairs = [(x.node, x.reused_as) for x in self.lines if isinstance(x, ReuseLine)]
+        while True:
+            new = [
+                other
+                for pair in pairs
+                for one, other in (pair, pair[::-1])
+                if one.get_name() in found and other.get_name() not in found
+            ]
+            if not new:
+                return list(found.values())
+            found.update((each.get_name(), each) for each in new)
+
+    def _may_be_local(self, buffer: Any, graph: Any) -> bool:  # noqa: ANN401
+        if not isinstance(graph, SubgraphLowering) or buffer.get_device().type != "cpu":
+            return False
+        if buffer.get_dtype() not in DTYPE_TO_CPP or buffer.get_dtype().is_complex:
+            return False
+        if not self.can_prove_buffer_has_static_shape(buffer):
+            return False
+        parts = [x.get_name() for x in buffer.inputs] if isinstance(buffer, ir.ConcatKernel) else []
+        if not all(_kernels_only(graph, name) for name in (buffer.get_name(), *parts)):
+            return False
+        size = int(V.graph.get_allocation_storage_size(buffer)) * buffer.get_dtype().itemsize
+        spent = self._spent.get(str(graph.name), 0) + size
+        if size > _MOST_OF_ONE or spent > _MOST:
+            return False
+        self._spent[str(graph.name)] = spent
+        return True
+
+
+def _kernels_only(graph: Any, name: str) -> bool:  # noqa: ANN401
+    """Whether a value is made and read by generated kernels alone."""
+    known: Any = graph.scheduler.name_to_buf.get(name)
+    if known is None or name in graph.get_output_names():
+        return False
+    users: Iterable[Any] = (user.node for user in known.users)
+    if any(isinstance(node, OutputNode) or node.is_extern() for node in users):
+        return False
+    return known.defining_op is not None and not known.defining_op.is_extern()
