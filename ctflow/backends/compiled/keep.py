@@ -106,8 +106,8 @@ def split(traced: Traced) -> Split:
     second.output(tuple(own[node] for node in outputs[1:]))
     second.eliminate_dead_code()
     return Split(
-        fx.GraphModule(graph, first),
-        fx.GraphModule(graph, second),
+        fx.GraphModule(traced.pulled, first),
+        fx.GraphModule(traced.pulled, second),
         tuple(node.meta["val"] for node in saved),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,9 +110,12 @@ def graph_of(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.Graph
 def _followed(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
     """The graph of the user's code, without changes in place; refused in the user's terms."""
     try:
-        graph = make_fx(function, tracing_mode="real")(*inputs)
-        _check_pure(graph, len(inputs))
-        graph = make_fx(torch.func.functionalize(graph, remove="mutations"))(*inputs)
+        with warnings.catch_warnings():
+            # Torch's own, of its forward-mode derivatives, whenever it follows one first.
+            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+            graph = make_fx(function, tracing_mode="real")(*inputs)
+            _check_pure(graph, len(inputs))
+            graph = make_fx(torch.func.functionalize(graph, remove="mutations"))(*inputs)
     except CtflowError:
         raise
     except Exception as error:
@@ -132,7 +136,7 @@ def _check_pure(graph: fx.GraphModule, n_inputs: int) -> None:
         target = node.target
         if node.op != "call_function" or not isinstance(target, OpOverload):
             continue
-        if torch.Tag.nondeterministic_seeded in target.tags:
+        if _draws(node, target):
             raise Unsupported(
                 f"backend 'compiled' cannot trace `f`: it draws random numbers ({target}), which "
                 "would differ when a step is redone. Draw them outside and pass them in `args=`, "
@@ -149,6 +153,17 @@ def _check_pure(graph: fx.GraphModule, n_inputs: int) -> None:
                 "(batch norm in training mode does this too). Use out-of-place operations, and "
                 "`module.eval()`."
             )
+
+
+def _draws(node: fx.Node, target: OpOverload) -> bool:
+    """Whether an operation draws random numbers; attention has a dropout of its own, often 0."""
+    if torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    names = [argument.name for argument in target._schema.arguments]  # pyright: ignore
+    if "dropout_p" not in names:
+        return True
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return bool(given.get("dropout_p", 0.0) != 0.0)
 
 
 def _reason(error: BaseException) -> str:
