@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 import types
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ctflow.state import State, leaves_of
 
 __all__ = ["ODEProblem"]
 
+_FEW_TIMES = 200  # up to which a loop in Python is quicker than two tensor operations
 _DTYPES = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16))
 
 
@@ -240,10 +242,8 @@ def _times_of_numbers(t: Sequence[object], first: Tensor) -> Tensor:
 
 def _check_monotone(t: Tensor) -> None:
     values: Any = t.double().cpu() if t.device.type != "mps" else t.cpu().double()
-    if values.dim() == 1:  # the usual case, in two passes: NaN makes every comparison false
-        least, most = (float(x) for x in values.diff().aminmax())
-        if (least > 0 or most < 0) and math.isfinite(most - least):
-            return
+    if values.dim() == 1 and _is_monotone(values):  # the usual case
+        return
     if not torch.isfinite(values).all():
         raise InvalidProblem(
             f"`t` must be finite, got {values.tolist()}. Remove NaN and infinite times."
@@ -261,6 +261,16 @@ def _check_monotone(t: Tensor) -> None:
         f"`t` must be strictly monotone, got t{sample}[{i + 1}]={after:g} after "
         f"t{sample}[{i}]={before:g}. {todo}"
     )
+
+
+def _is_monotone(values: Tensor) -> bool:
+    """Whether times [T] are finite and strictly monotone: NaN makes every comparison false."""
+    if values.shape[0] <= _FEW_TIMES:
+        numbers = cast("list[float]", values.tolist())
+        compare = operator.lt if numbers[0] < numbers[-1] else operator.gt
+        return all(map(compare, numbers, numbers[1:])) and math.isfinite(numbers[-1] - numbers[0])
+    least, most = (float(x) for x in values.diff().aminmax())
+    return (least > 0 or most < 0) and math.isfinite(most - least)
 
 
 def _checked_params(params: Iterable[object] | None) -> tuple[Tensor, ...] | None:

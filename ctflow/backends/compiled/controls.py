@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import lru_cache
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from ctflow.backends.native.control import Control
@@ -26,13 +28,20 @@ def control_key(control: Control) -> tuple[object, ...]:
 
 def control_values(control: Control, like: Tensor) -> tuple[Tensor, ...]:
     """What of a control is an input of the program, as tensors in time's dtype."""
-    found: list[Tensor] = []
-    for name in _values_of(control):
-        value = getattr(control, name)
-        found.append(
-            value.detach().to(like) if isinstance(value, Tensor) else like.new_tensor(value)
-        )
-    return tuple(found)
+    values = (getattr(control, name) for name in _values_of(control))
+    return tuple(
+        value.detach().to(like)
+        if isinstance(value, Tensor)
+        else _number(float(value), like.dtype, like.device)
+        for value in values
+    )
+
+
+@lru_cache(maxsize=256)
+def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a tensor that no program writes to."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=dtype, device=device)
 
 
 def with_values(control: Control, values: Sequence[Tensor]) -> Control:

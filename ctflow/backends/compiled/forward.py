@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,7 +90,7 @@ def forward(job: Job, y: Tensor) -> Found:
     max_steps, steps = job.solver.max_steps, 0
     out: Tensor | None = None
     runs: list[Run] = []
-    trace = [times[:, 0]]
+    ends: list[Tensor] = []
     while True:
         room = _room(family, size, max_steps, job.keeps_nothing)
         head = Head(max_steps, room, steps, out is None, len(runs) + 1)
@@ -111,14 +111,32 @@ def forward(job: Job, y: Tensor) -> Found:
         family.longest = max(family.longest, told.n)
         out = found if out is None else torch.where(torch.isnan(out), found, out)
         runs.append(Run(told.n, records, states, kept, windows, told.widest, clock, y))
-        trace += records[1, :, : told.n].unbind(1)
+        ends.append(records[1, :, : told.n])
         if not told.on_the_way:
             break
     status = ticks[0].cpu()
     stops = _stops(status, ticks, clock) if told.failed else ()
     counted = Counts(*counts.cpu().unbind(0))
-    outcome = Outcome(status, counted, stops, tuple(trace), clock[1])
+    outcome = Outcome(status, counted, stops, _Trace(times[:, 0], ends), clock[1])
     return Found(out, outcome, [] if job.keeps_nothing else runs, clock[2])
+
+
+class _Trace(Sequence[Tensor]):
+    """Ends of the steps, [B] each, the start first: cut up when they are asked for.
+
+    Args:
+        start: The start, [B].
+        ends: Of each run of the program, [B, n].
+    """
+
+    def __init__(self, start: Tensor, ends: Sequence[Tensor]) -> None:
+        self._parts = (start.unsqueeze(1), *ends)
+
+    def __len__(self) -> int:
+        return sum(part.shape[1] for part in self._parts)
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401
+        return torch.cat(self._parts, dim=1).unbind(1)[index]
 
 
 def _names(

@@ -41,6 +41,20 @@ _SEEN: OrderedDict[int, tuple[Any, _Walk]] = OrderedDict()
 _REMEMBERED = 64
 
 
+class _Key:
+    """Many things that are compared as one, and hashed once."""
+
+    def __init__(self, parts: tuple[object, ...]) -> None:
+        self._parts = parts
+        self._hash = hash(parts)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Key) and self._parts == other._parts)
+
+
 class _Walk:
     """Everything in reach of one object, in a fixed order.
 
@@ -49,6 +63,7 @@ class _Walk:
         places: Where each of them is kept.
         holders: Places of tuples with tensors in them.
         parts: What the Python of `f` can depend on; hashable.
+        key: The same as one object, which is quick to look up.
         plain: Plain values by their path.
         watch: (container, key, value) of all of it, to see quickly that nothing changed.
         sure: Whether `watch` sees every change.
@@ -69,6 +84,7 @@ class _Walk:
         self._seen: dict[int, int] = {}
         self._ignored = _COUNTERS.get(_kind(root), frozenset())
         self.visit(root, None, ())
+        self.key = _Key(tuple(self.parts))
 
     def unchanged(self) -> bool:
         """Whether everything still is what it was, by identity."""
@@ -169,6 +185,11 @@ class _Walk:
             self.visit(container[key], Place(container, key), (*path, key))
 
     def _module(self, module: nn.Module, path: Path) -> None:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise Unsupported(
+                "backend 'compiled' cannot look into a module of torch.jit. Pass the one it was "
+                "made from, or use backend='native'."
+            )
         self.parts.append(module.training)
         self.modules.append((module, module.training))
         attributes = vars(module)
@@ -329,7 +350,7 @@ def read(problem: ODEProblem) -> Reads:
                 f"{len(rest.tensors)}. Pass the tensors themselves, in tuples, lists and dicts."
             )
         others = [str(_structure(problem.args)), positions, *rest.parts]
-    key = (tuple(walk.parts), tuple(others))
+    key = (walk.key, tuple(others))
     tensors = (*walk.tensors, *(leaves[i] for i in positions))
     return Reads(key, tensors, walk, tuple(leaves), rebuild, positions)
 

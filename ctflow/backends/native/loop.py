@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
     status: Tensor
     counts: Counts
     stops: tuple[Stop, ...]
-    trace: tuple[Tensor, ...]
+    trace: Sequence[Tensor]
     size: Tensor
     local_error: Tensor | None = None
 
