@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
 
 from ctflow.errors import InvalidProblem
 from ctflow.state import expand_time
@@ -43,9 +42,9 @@ class ConcatConv2d(nn.Module):
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """Map images [B, C_in, H, W] at time t (0-dim or [B, 1, 1, 1]) to [B, C_out, H, W]."""
         of_time, of_image = self.conv.weight.split((1, self.conv.in_channels - 1), dim=1)
-        slope = conv2d(y.new_ones(1, 1, *y.shape[2:]), of_time, padding=1)
-        image = conv2d(y, of_image, self.conv.bias, padding=1)
-        return torch.addcmul(image, expand_time(t, y).to(y.dtype), slope)
+        slope = torch.conv2d(y.new_ones(1, 1, *y.shape[2:]), of_time, padding=1)
+        image = torch.conv2d(y, of_image, self.conv.bias, padding=1)
+        return image + expand_time(t, y).to(y.dtype) * slope
 
 
 class ConvField(nn.Module):
