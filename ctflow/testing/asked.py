@@ -20,7 +20,7 @@ from ctflow.problem import ODEProblem
 from ctflow.solution import Solution, raise_if_failed
 from ctflow.state import Layout, flatten_args, leaves_of, map_leaves
 
-__all__ = ["Asked", "Gradient", "Loss", "default_loss"]
+__all__ = ["Asked", "Gradient", "Loss", "default_loss", "infinite_if_nan"]
 
 Loss = Callable[[Any], Tensor]
 """What is differentiated: a scalar of the outputs, each leaf [T, *shape]."""
@@ -46,11 +46,33 @@ class Gradient(NamedTuple):
         """Norm of the whole gradient."""
         return math.hypot(*(float(g.norm()) for part in self.parts.values() for g in part))
 
+    def of_part(self, part: str) -> float:
+        """Norm of one part."""
+        return math.hypot(*(float(g.norm()) for g in self.parts[part]))
+
     def distance(self, other: Gradient, part: str | None = None) -> float:
-        """Norm of the difference from another one, of a part or of the whole."""
+        """Norm of the difference from another one, of a part or of the whole; never NaN."""
         names = self.parts if part is None else (part,)
         pairs = [p for n in names for p in zip(self.parts[n], other.parts[n], strict=True)]
-        return math.hypot(*(float((a - b).norm()) for a, b in pairs))
+        return infinite_if_nan(math.hypot(*(float((a - b).norm()) for a, b in pairs)))
+
+    def check_finite(self) -> None:
+        """Refuse to measure anything against what is no number.
+
+        Raises:
+            InvalidProblem: If an entry is infinite or NaN.
+        """
+        for name, tensors in self.parts.items():
+            if not all(bool(torch.isfinite(g).all()) for g in tensors):
+                raise InvalidProblem(
+                    f"the problem must have a gradient, got one of {name} that is not finite. "
+                    "Look for a root, a norm or a division at zero in `f`: see `check_dynamics`."
+                )
+
+
+def infinite_if_nan(error: float) -> float:
+    """An error that is no number is no small one, and NaN hides from every comparison."""
+    return math.inf if math.isnan(error) else error
 
 
 @dataclass(frozen=True, eq=False)

@@ -96,9 +96,9 @@ class _Rate(nn.Module):
         self.a = nn.Parameter(a, requires_grad=a.requires_grad)
         self.c = c
 
-    def forward(self, t: Tensor, y: Tensor, k: Tensor) -> Tensor:
+    def forward(self, t: Tensor, y: Tensor, args: dict[str, Tensor]) -> Tensor:
         """Evaluate it."""
-        return self.a * k * self.c * torch.cos(t) * y
+        return self.a * args["k"] * self.c * torch.cos(t) * y
 
 
 class Turning(nn.Module):
@@ -133,15 +133,15 @@ class Known:
         y(t) = y0 exp(a k c (sin t - sin t0))
 
     Args:
-        times: Output times.
+        times: Output times; or for each of the three samples a tuple of its own.
 
     Attributes:
-        inputs: y0 [3, 2]; the parameter a; the argument k; w, from which the captured tensor
-            c = w^2 is computed; the times t.
+        inputs: y0 [3, 2]; the parameter a; the argument k, in a dict; w, from which the captured
+            tensor c = w^2 is computed; the times t.
         problem: The problem with all of them.
     """
 
-    def __init__(self, *times: float) -> None:
+    def __init__(self, *times: float | tuple[float, ...]) -> None:
         """Fresh leaves each time, so that nobody's gradient is left in them."""
         made = {
             "y0": torch.tensor([[1.0, -0.5], [0.3, 2.0], [-1.5, 0.7]], dtype=FLOAT),
@@ -153,19 +153,21 @@ class Known:
         self.inputs = {name: x.requires_grad_() for name, x in made.items()}
         field = _Rate(made["a"], made["w"] ** 2)
         self.inputs["a"] = field.a
-        self.problem = ODEProblem(field, made["y0"], made["t"], args=made["k"], batched=True)
+        self.problem = ODEProblem(field, made["y0"], made["t"], args={"k": made["k"]}, batched=True)
 
     def exact(self) -> Tensor:
         """The outputs [T, 3, 2] as a function of all inputs."""
         y0, a, k, w, t = (self.inputs[name] for name in ("y0", "a", "k", "w", "t"))
-        grown = torch.sin(t) - torch.sin(t[0])
-        return y0 * torch.exp(a * w**2 * grown.reshape(-1, 1, 1) * k)
+        grown = torch.sin(t) - torch.sin(t[..., :1])
+        by_time = grown.reshape(-1, 1, 1) if t.dim() == 1 else grown.T.unsqueeze(-1)
+        return y0 * torch.exp(a * w**2 * by_time * k)
 
     def plain(self) -> ODEProblem:
         """The same with nothing that wants a gradient."""
         inputs = {name: x.detach() for name, x in self.inputs.items()}
         f = _Rate(inputs["a"], inputs["w"] ** 2)
-        return replace(self.problem, f=f, y0=inputs["y0"], t=inputs["t"], args=inputs["k"])
+        args = {"k": inputs["k"]}
+        return replace(self.problem, f=f, y0=inputs["y0"], t=inputs["t"], args=args)
 
 
 def gap(found: Tensor, wanted: Tensor) -> float:

@@ -16,7 +16,7 @@ from ctflow.backends.protocol import Solver
 from ctflow.errors import CtflowError
 from ctflow.problem import ODEProblem
 from ctflow.state import leaves_of
-from ctflow.testing.asked import Asked, Gradient, Loss
+from ctflow.testing.asked import Asked, Gradient, Loss, infinite_if_nan
 from ctflow.testing.memory import LiveStorage
 from ctflow.testing.reference import frozen, on_grid
 from ctflow.testing.report import plain
@@ -131,6 +131,7 @@ def compare(
 
     Raises:
         SolveFailed: If the reference cannot be solved.
+        InvalidProblem: If its gradient is not finite.
 
     Cost:
         `repeats` + 2 solves with their gradients for each solver.
@@ -148,6 +149,7 @@ def compare(
     tight = max(1e-10, 50 * torch.finfo(dtype).eps)
     coupling = "per_sample" if asked.problem.t.dim() == 2 else None
     reference = asked.gradient(on_grid(frozen(asked.problem, tight), coupling))
+    reference.check_finite()
     chosen = every_solver(asked.problem) if solvers is None else map(as_solver, solvers)
     rows: list[Row] = []
     for solver in chosen:
@@ -184,7 +186,7 @@ def _row(asked: Asked, solver: Solver, reference: Gradient, repeats: int) -> Row
     backward = stats.backward
     return Row(
         name,
-        gap,
+        infinite_if_nan(gap),
         reference.distance(found) / max(reference.norm, 1e-300),
         int(stats.forward.n_f_evals.amax()),
         0 if backward is None else int(backward.n_f_evals.amax()),

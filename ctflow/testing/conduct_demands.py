@@ -19,7 +19,16 @@ from ctflow.problem import ODEProblem
 from ctflow.solution import Status
 from ctflow.testing.bench import FLOAT, Bench, Known, Turning, gap
 
-__all__ = ["failures", "honest", "inside", "max_steps", "per_sample", "statistics"]
+__all__ = [
+    "failures",
+    "honest",
+    "inside",
+    "local_error",
+    "max_steps",
+    "per_sample",
+    "statistics",
+    "uncontrolled",
+]
 
 
 def inside(bench: Bench, solver: Solver) -> str | None:
@@ -178,3 +187,44 @@ def statistics(bench: Bench, solver: Solver) -> str | None:
     if field.n_calls and abs(n - field.n_calls) > 2:  # one at the start more or less is taste
         return f"it reports {n} evaluations, and there were {field.n_calls}"
     return None  # without any call, it has a program of its own
+
+
+def uncontrolled(bench: Bench, solver: Solver) -> str | None:
+    """A part of the state that is left out of the error norm does not choose the steps."""
+    if not bench.has(Feature.UNCONTROLLED):
+        return None
+
+    def f(t: Tensor, y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return torch.cos(t) * y[0], torch.sin(300 * t) + 0 * y[1]
+
+    one = torch.ones(2, 1, dtype=FLOAT)
+    t = torch.tensor([0.0, 1.0], dtype=FLOAT)
+    alone = ODEProblem(lambda t, y: torch.cos(t) * y, one, t, batched=True)
+    both = ODEProblem(f, (one, 0 * one), t, batched=True, uncontrolled=1)
+    if not bench.accepts(both, solver):
+        return None
+    n, wanted = (
+        int(bench.run(problem, solver).stats.forward.n_steps.amax()) for problem in (both, alone)
+    )
+    if n > 2 * wanted:
+        return f"with a fast part outside the norm it takes {n} steps, and {wanted} without it"
+    return None
+
+
+def local_error(bench: Bench, solver: Solver) -> str | None:
+    """Estimates of its own error, where declared: positive, differentiable, by tolerance."""
+    if not bench.has(Feature.LOCAL_ERROR):
+        return None
+    y0 = torch.ones(2, 2, dtype=FLOAT, requires_grad=True)
+    problem = replace(_from_ones(Turning(5.0), (0.0, 1.0)), y0=y0, local_error=True)
+    found: list[float] = []
+    for tolerance in (1e-4, 1e-8):
+        error = bench.run(problem, replace(solver, rtol=tolerance, atol=tolerance)).local_error
+        if error is None:
+            return "it declares estimates of its local error and gives none"
+        if not error.requires_grad:
+            return "its estimate of the local error has no gradient"
+        found.append(float(error.detach().amax()))
+    if not 0 < found[1] < found[0]:
+        return f"it estimates {found[0]:.2g} at a tolerance of 1e-4, and {found[1]:.2g} at 1e-8"
+    return None

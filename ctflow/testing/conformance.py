@@ -11,8 +11,10 @@ from ctflow.testing import conduct_demands as conduct
 from ctflow.testing import gradient_demands as gradients
 from ctflow.testing import value_demands as values
 from ctflow.testing.bench import Bench
+from ctflow.testing.random_problems import random_problems
 from ctflow.testing.report import Finding, Report, reporting
 from ctflow.testing.routes import label
+from ctflow.testing.subject import said
 
 __all__ = ["inspect_backend", "run_backend_conformance"]
 
@@ -42,6 +44,7 @@ _FORWARD = (
         values.closed_form,
         "a wrong coefficient, a step that is not cut at t1, or tolerances that are not passed on.",
     ),
+    _Demand("sample_times", values.sample_times, "the times of the first sample stand for all."),
     _Demand(
         "precision",
         values.precision,
@@ -59,6 +62,8 @@ _FORWARD = (
     _Demand("max_steps", conduct.max_steps, "the library counts anew in each output interval."),
     _Demand("per_sample", conduct.per_sample, "one norm or one step size for the whole batch."),
     _Demand("statistics", conduct.statistics, "evaluations of the first step are not counted."),
+    _Demand("uncontrolled", conduct.uncontrolled, "`problem.uncontrolled` is not looked at."),
+    _Demand("local_error", conduct.local_error, "the feature is declared by mistake."),
     _Demand(
         "structures", values.structures, "leaves are packed in one order, unpacked in another."
     ),
@@ -78,6 +83,11 @@ _GRADIENTS = (
         "gradient_t0", gradients.gradient_of_t0, "dL/dt0 = -a(t0+) . f(t0, y0): mind the sign."
     ),
     _Demand("gradient_times", gradients.gradient_of_times, "dL/dt_i = g_i . f(t_i, y_i)."),
+    _Demand(
+        "gradient_sample_times",
+        gradients.gradient_of_sample_times,
+        "dL/dt_i = g_i . f(t_i, y_i), sample by sample.",
+    ),
     _Demand(
         "gradient_output_0",
         gradients.gradient_of_output_0,
@@ -165,7 +175,7 @@ def _look(bench: Bench, demand: _Demand, routes: Iterable[Solver]) -> Finding:
         try:
             wrong = demand.wrong(bench, solver)
         except Exception as error:  # whatever the backend raises is the finding
-            wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            wrong = said(error)
         if wrong is not None:
             return Finding(demand.name, "failed", f"{wrong} [{label(solver)}]", cause=demand.cause)
     return Finding(demand.name, "passed")
@@ -174,8 +184,8 @@ def _look(bench: Bench, demand: _Demand, routes: Iterable[Solver]) -> Finding:
 def _random(bench: Bench, routes: tuple[Solver, ...], findings: list[Finding]) -> Finding:
     if any(finding.outcome == "failed" for finding in findings) or not routes:
         return Finding("random_problems", "skipped", "there is enough to see above")
-    for recipe, wrong in gradients.random_problems(bench, routes):
+    for recipe, wrong in random_problems(bench, routes):
         if wrong is not None:
             cause = "a combination of structure, batch and times that nothing above has."
-            return Finding("random_problems", "failed", wrong, recipe, cause)
+            return Finding("random_problems", "failed", wrong, str(recipe), cause)
     return Finding("random_problems", "passed")

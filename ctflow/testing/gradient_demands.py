@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,24 +12,20 @@ from ctflow.backends.captures import pull
 from ctflow.backends.protocol import Feature, Solver
 from ctflow.errors import CtflowError, GradientWarning
 from ctflow.problem import ODEProblem
-from ctflow.testing.asked import Asked
 from ctflow.testing.bench import FLOAT, RTOL, Bench, Known, gap
-from ctflow.testing.gradients import SLACK
-from ctflow.testing.reference import growth
-from ctflow.testing.trials import random_recipe
 
 __all__ = [
     "gradient_of_args",
     "gradient_of_captured",
     "gradient_of_output_0",
     "gradient_of_params",
+    "gradient_of_sample_times",
     "gradient_of_t0",
     "gradient_of_times",
     "gradient_of_y0",
     "late_branch",
     "no_grad",
     "quadrature",
-    "random_problems",
     "second_order",
 ]
 
@@ -68,6 +63,24 @@ def gradient_of_t0(bench: Bench, solver: Solver) -> str | None:
 def gradient_of_times(bench: Bench, solver: Solver) -> str | None:
     """dL/dt_i = g_i . f(t_i, y_i), at inner and last output times."""
     return _against_closed_form(bench, solver, "t", slice(1, None))
+
+
+def gradient_of_sample_times(bench: Bench, solver: Solver) -> str | None:
+    """Of output times that each sample has of its own, and of the rest beside them."""
+    known = Known((0.0, 0.7, 2.0), (0.5, 1.0, 1.2), (-1.0, 0.0, 0.1))
+    if solver.coupling != "per_sample" or not bench.accepts(known.problem, solver):
+        return None
+    names = ["y0", "a", "t"] if bench.has(Feature.TIME_GRADIENTS) else ["y0", "a"]
+    for name in names:
+        wanted = _gradient(_loss(known.exact()[1:]), known.inputs[name])
+        with _no_warning():
+            found = _gradient(_loss(bench.run(known.problem, solver).y[1:]), known.inputs[name])
+        if found is None or wanted is None:
+            return f"there is none of {name}"
+        off = gap(found, wanted)
+        if off > _ALLOWED:
+            return f"that of {name} is off by {off:.2g}"
+    return None
 
 
 def gradient_of_output_0(bench: Bench, solver: Solver) -> str | None:
@@ -185,42 +198,6 @@ def no_grad(bench: Bench, solver: Solver) -> str | None:
         return "an output made under no_grad requires a gradient"
     off = gap(quiet, bench.run(known.problem, solver).y)
     return f"outputs with and without gradients differ by {off:.2g}" if off > _ALLOWED else None
-
-
-def random_problems(bench: Bench, routes: Sequence[Solver]) -> Iterator[tuple[str, str | None]]:
-    """Random fields, structures, batches and grids against our own solver at 1e-11.
-
-    Yields:
-        For each example, what it was, and what is wrong.
-    """
-    tight, loose_rtol = Solver(gradient="direct", rtol=1e-11, atol=1e-11), 1e-7
-    for i in range(bench.examples):
-        kind = None if bench.kinds is None else i % bench.kinds
-        solver = routes[(i if kind is None else kind) % len(routes)]
-        own = None if solver.coupling == "shared" else True
-        recipe = random_recipe(bench.seed + i, batched=own, kind=kind)
-        asked = Asked.of(recipe.build(), None, recipe.seed)
-        if not bench.has(Feature.TIME_GRADIENTS):
-            asked.problem.t.requires_grad_(False)
-            asked = replace(asked, parts={k: v for k, v in asked.parts.items() if k != "t"})
-        loose = replace(solver, rtol=loose_rtol, atol=loose_rtol)
-        if not bench.accepts(asked.problem, loose):
-            continue
-        wanted = asked.gradient(tight)
-        try:
-            found = asked.gradient(loose)
-        except CtflowError as error:
-            yield str(recipe), " ".join(str(error).split())
-            continue
-        allowed = SLACK * loose_rtol * growth(asked.problem, wanted.solution.y)
-        value = float((found.y - wanted.y).norm()) / max(float(wanted.y.norm()), 1.0)
-        gradient = wanted.distance(found) / max(wanted.norm, 1.0)
-        wrong = None
-        if value > allowed:
-            wrong = f"outputs are off by {value:.2g}, {allowed:.2g} allowed"
-        elif gradient > allowed and not found.doubts:
-            wrong = f"the gradient is off by {gradient:.2g}, {allowed:.2g} allowed"
-        yield str(recipe), wrong
 
 
 def _endless(x: Tensor) -> Iterator[Tensor]:

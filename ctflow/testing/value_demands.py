@@ -26,6 +26,7 @@ __all__ = [
     "inputs_kept",
     "methods",
     "precision",
+    "sample_times",
     "structures",
 ]
 
@@ -46,6 +47,19 @@ def closed_form(bench: Bench, solver: Solver) -> str | None:
         off = gap(y[-1], known.exact()[-1])
         if off > _ALLOWED:
             return f"at t={times[-1]:g} the state is off by {off:.2g}, {_ALLOWED:.0e} allowed"
+    return None
+
+
+def sample_times(bench: Bench, solver: Solver) -> str | None:
+    """Each sample has output times of its own, if the backend takes them."""
+    known = Known((0.0, 0.7, 2.0), (0.5, 1.0, 1.2), (-1.0, 0.0, 0.1))
+    if solver.coupling != "per_sample" or not bench.accepts(known.plain(), solver):
+        return None
+    found, wanted = bench.run(known.plain(), solver).y, known.exact()
+    for i in range(3):
+        off = gap(found[:, i], wanted[:, i])
+        if off > _ALLOWED:
+            return f"at the times of sample {i} the state is off by {off:.2g}"
     return None
 
 
@@ -123,6 +137,8 @@ def structures(bench: Bench, solver: Solver) -> str | None:
         if not bench.accepts(problem, chosen):
             continue  # a backend may refuse a structure, in words
         y = bench.run(problem, chosen).y
+        if isinstance(y, dict) and isinstance(y0, dict):
+            y = {key: y[key] for key in y0}  # by name: leaves come in the order of insertion
         shapes = [(x.shape, x.dtype) for x in leaves_of(y)]
         wanted = [((3, *x.shape), dtype) for x in leaves_of(y0)]
         if type(y) is not type(y0) or [(tuple(a), b) for a, b in shapes] != wanted:

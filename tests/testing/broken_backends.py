@@ -20,7 +20,7 @@ from ctflow.errors import GradientWarning
 from ctflow.state import Layout, leaves_of, map_leaves
 from ctflow.testing.bench import Turning
 
-__all__ = ["BROKEN", "Wrapped", "program"]
+__all__ = ["BROKEN", "Solve", "Wrapped", "nan_gradient", "program"]
 
 Solve = Callable[[ODEProblem, Solver], Solution]
 DIRECT = frozenset({Feature.ADAPTIVE, Feature.DIRECT, Feature.TIME_GRADIENTS, Feature.SECOND_ORDER})
@@ -213,8 +213,35 @@ def coupled(solve: Solve, problem: ODEProblem, solver: Solver) -> Solution:
 
 def dropped_args(solve: Solve, problem: ODEProblem, solver: Solver) -> Solution:
     """`args` reach f, and no gradient reaches them."""
-    args = problem.args.detach() if isinstance(problem.args, Tensor) else problem.args
+    args = map_leaves(lambda x: x.detach() if isinstance(x, Tensor) else x, problem.args)
     return solve(replace(problem, args=args), solver)
+
+
+def times_of_the_first(solve: Solve, problem: ODEProblem, solver: Solver) -> Solution:
+    """Every sample is solved at the times of the first."""
+    if problem.t.dim() == 1:
+        return solve(problem, solver)
+    return solve(replace(problem, t=problem.t[:1].expand_as(problem.t)), solver)
+
+
+def all_in_the_norm(solve: Solve, problem: ODEProblem, solver: Solver) -> Solution:
+    """What shall stay out of the error norm chooses the steps."""
+    return solve(replace(problem, uncontrolled=0), solver)
+
+
+def no_local_error(solve: Solve, problem: ODEProblem, solver: Solver) -> Solution:
+    """It is declared and forgotten."""
+    return solve(replace(problem, local_error=False), solver)
+
+
+def nan_gradient(solve: Solve, problem: ODEProblem, solver: Solver) -> Solution:
+    """Right outputs whose gradient is no number, for states that are no bare tensor."""
+    found = solve(problem, solver)
+    if isinstance(problem.y0, Tensor):
+        return found
+    zero = torch.zeros((), dtype=leaves_of(problem.y0)[0].dtype)
+    poison = sum(leaf.sum() for leaf in leaves_of(problem.y0)) * zero
+    return replace(found, y=map_leaves(lambda x: x + torch.sqrt(poison.abs()), found.y))
 
 
 def limit_per_interval(solve: Solve, problem: ODEProblem, solver: Solver) -> Solution:
@@ -332,6 +359,18 @@ BROKEN: dict[str, tuple[Callable[[], Wrapped], str]] = {
     "truncated quadrature": (
         lambda: Wrapped("broken", truncated_quadrature, ADJOINT),
         "quadrature",
+    ),
+    "times of the first sample for all": (
+        lambda: Wrapped("broken", times_of_the_first, BOTH),
+        "sample_times",
+    ),
+    "everything in the error norm": (
+        lambda: Wrapped("broken", all_in_the_norm, DIRECT | {Feature.UNCONTROLLED}),
+        "uncontrolled",
+    ),
+    "no local error": (
+        lambda: Wrapped("broken", no_local_error, DIRECT | {Feature.LOCAL_ERROR}),
+        "local_error",
     ),
     "float32 inside": (lambda: Wrapped("broken", in_float32), "precision"),
     "evaluation beyond t1 in a program": (

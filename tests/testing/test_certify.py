@@ -89,6 +89,7 @@ def test_a_bump_needs_a_fixed_step() -> None:
     [
         (lambda: ODEProblem(decay, torch.ones(3, dtype=FLOAT), [0.0, 1.0, 2.0]), None),
         (lambda: ODEProblem(decay, torch.ones(3), [0.0, 1.0]), Solver(rtol=1e-4, atol=1e-5)),
+        (lambda: ODEProblem(decay, torch.ones(3), [0.0, 1.0]), Solver(rtol=3e-7, atol=1e-6)),
         (
             lambda: ODEProblem(decay, torch.ones(3, 2, dtype=FLOAT), [0.0, 1.0], batched=True),
             Solver(gradient="adjoint"),
@@ -99,7 +100,14 @@ def test_a_bump_needs_a_fixed_step() -> None:
         ),
         (oscillating, Solver(rtol=1e-7, atol=1e-9)),
     ],
-    ids=["decay", "float32", "batched", "zero-initialised, full norm", "oscillating, tight"],
+    ids=[
+        "decay",
+        "float32",
+        "float32 as tight as it gets",
+        "batched",
+        "zero-initialised, full norm",
+        "oscillating, tight",
+    ],
 )
 def test_what_is_adequate_is_called_so(make: object, solver: Solver | None) -> None:
     """With the settings themselves as the recommendation."""
@@ -133,3 +141,13 @@ def test_an_accuracy_must_be_positive() -> None:
     """What to pass instead is said."""
     with pytest.raises(InvalidProblem, match="accuracy"):
         certify(oscillating(), accuracy=0.0)
+
+
+def test_a_gradient_that_is_no_number_cannot_be_measured_against() -> None:
+    """The outputs are right, and the parameter's gradient is NaN."""
+    scale = torch.zeros((), dtype=FLOAT, requires_grad=True)
+    problem = ODEProblem(
+        lambda t, y: -y + 0 * torch.sqrt(scale), torch.ones(2, dtype=FLOAT), [0.0, 1.0]
+    )
+    with pytest.raises(InvalidProblem, match="params that is not finite"):
+        certify(problem)

@@ -59,6 +59,15 @@ def test_a_wrong_derivative_of_the_field_fails_by_differences() -> None:
     assert "native" not in report.failed
 
 
+def test_a_gradient_that_is_no_number_fails() -> None:
+    """By differences, and for every solver."""
+    scale = torch.zeros((), dtype=FLOAT, requires_grad=True)
+    y0 = torch.ones(2, dtype=FLOAT)
+    problem = ODEProblem(lambda t, y: -y + 0 * torch.sqrt(scale), y0, [0.0, 1.0])
+    report = inspect_gradients(problem, ["native"])
+    assert {"finite differences of params", "native"} <= set(report.failed), str(report)
+
+
 def test_a_tolerance_that_is_too_loose_is_named() -> None:
     """A gradient further off than a hundredth is wrong, whatever was asked for."""
     a = torch.tensor(1.0, dtype=FLOAT, requires_grad=True)

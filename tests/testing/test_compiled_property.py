@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctflow.testing import check_dynamics, inspect_dynamics
 from tests.testing.broken_dynamics import OnState, network, state
@@ -27,6 +27,25 @@ def test_args_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     """With stand-ins of their own."""
     args = {"rate": torch.tensor(2.0, dtype=torch.float64, requires_grad=True)}
     assert check_dynamics(lambda t, y, a: -a["rate"] * y, state(), args=args).ok
+
+
+def test_attention_without_dropout_draws_nothing() -> None:
+    """Though torch's own operator could."""
+    attention = nn.MultiheadAttention(2, 1, batch_first=True, dtype=torch.float64)
+    states = torch.ones(2, 3, 2, dtype=torch.float64)
+    report = inspect_dynamics(lambda t, y: attention(y, y, y)[0], states)
+    assert "compiled" not in report.failed, str(report)
+    fused = inspect_dynamics(lambda t, y: attention(y, y, y, need_weights=False)[0], states)
+    assert "compiled" not in fused.failed, str(fused)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_module_of_torch_jit_fails_in_words() -> None:
+    """It keeps its tensors out of Python's reach."""
+    net = torch.jit.trace(network(), state())
+    report = inspect_dynamics(lambda t, y: net(y), state())
+    assert report.failed == ("compiled",)
+    assert "torch.jit" in report.failures[0].what
 
 
 def test_a_field_that_cannot_be_traced_fails_with_the_line() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from ctflow import ODEProblem, Solution, Solver
 from ctflow.backends import available
 from ctflow.backends.registry import names
 from ctflow.testing import CheckFailed, inspect_backend, run_backend_conformance
 from ctflow.testing.trials import random_recipe
-from tests.testing.broken_backends import BROKEN, DIRECT, Wrapped, program
+from tests.testing.broken_backends import BROKEN, DIRECT, Solve, Wrapped, nan_gradient, program
 
 INSTALLED = [name for name in available() if name != "compiled"]  # it compiles for minutes
 ALSO = {
@@ -21,6 +22,7 @@ ALSO = {
     "detached second order": {"late_branch"},
     "dropped args": {"second_order"},
     "truncated quadrature": {"second_order"},
+    "coupled samples sold as per-sample": {"sample_times"},
 }
 """What a fault breaks beside the demand that names it."""
 
@@ -75,6 +77,27 @@ def test_a_broken_backend_fails_on_the_demand_that_names_its_fault(fault: str) -
     report = caught.value.report
     assert demand in report.failed, str(report)  # pyright: ignore
     assert set(report.failed) - {demand} <= ALSO.get(fault, set()), str(report)  # pyright: ignore
+
+
+def test_a_gradient_that_is_no_number_is_wrong() -> None:
+    """No comparison with NaN is true, and none that it is too large."""
+    report = inspect_backend(Wrapped("broken", nan_gradient, DIRECT), examples=8)
+    assert report.failed == ("random_problems",), str(report)
+    assert "[broken direct shared]" in report.failures[0].what
+
+
+def test_what_a_backend_raises_on_a_random_problem_is_the_finding() -> None:
+    """Whatever it is, with the problem."""
+
+    def raising(solve: Solve, problem: ODEProblem, solver: Solver) -> Solution:
+        if isinstance(problem.y0, list):
+            raise RuntimeError("no lists")
+        return solve(problem, solver)
+
+    report = inspect_backend(Wrapped("broken", raising, DIRECT), examples=8)
+    assert report.failed == ("random_problems",), str(report)
+    assert report.failures[0].what.startswith("RuntimeError: no lists")
+    assert "structure='nested'" in report.failures[0].example
 
 
 def test_the_report_names_route_and_cause() -> None:

@@ -64,25 +64,21 @@ def test_loading_it_imports_neither_torch_nor_ctflow(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout
 
 
-def test_a_marked_test_checks_the_field_that_it_returns(tmp_path: Path) -> None:
-    """One passes; noise fails by name, without a traceback; nothing returned is said so."""
-    output = run(tmp_path, FIELDS).stdout
+def test_marked_tests_are_checked_and_the_fixture_takes_every_chosen_backend(
+    tmp_path: Path,
+) -> None:
+    """A sound field passes; noise fails by name, without a traceback; nothing is said to be it."""
+    chosen = ("--ctflow-backend", "native", "--ctflow-backend", "torchdiffeq")
+    output = run(tmp_path, FIELDS + BACKENDS, *chosen).stdout
     assert "test_sound PASSED" in output
     assert "test_noisy FAILED" in output
     assert "FAILED repeatable: two calls with the same `t` and `y`" in output
     assert "Traceback" not in output
     assert "must return a vector field" in output
-    assert "1 passed" in output
-    assert "2 failed" in output
-
-
-def test_the_fixture_runs_a_test_with_every_chosen_backend(tmp_path: Path) -> None:
-    """`--ctflow-backend`, as often as wanted."""
-    chosen = ("--ctflow-backend", "native", "--ctflow-backend", "torchdiffeq")
-    output = run(tmp_path, BACKENDS, *chosen).stdout
     assert "test_decay[native] PASSED" in output
     assert "test_decay[torchdiffeq] PASSED" in output
-    assert "2 passed" in output
+    assert "3 passed" in output
+    assert "2 failed" in output
 
 
 def test_without_a_choice_it_is_every_installed_backend(tmp_path: Path) -> None:
