@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from functools import lru_cache
 from typing import Any, cast
 
@@ -21,9 +20,8 @@ def control_key(control: Control) -> tuple[object, ...]:
     kind = type(control)
     if not values and not hasattr(kind, "__dataclass_fields__"):
         return (kind, control)
-    named = cast("Any", fields(cast("Any", control)))
-    others = [(f.name, _hashable(getattr(control, f.name))) for f in named if f.name not in values]
-    return (kind, *others)
+    held = vars(control).items()
+    return (kind, *((name, _hashable(value)) for name, value in held if name not in values))
 
 
 def control_values(control: Control, like: Tensor) -> tuple[Tensor, ...]:
