@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 __all__ = ["times_and_memory"]
 
@@ -35,6 +36,9 @@ def times_and_memory(
     left.set_yticks(range(len(times)), list(times))
     left.invert_yaxis()
     left.set(xscale="log", xlabel="time of one thread, every round (ms)")
+    left.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    left.xaxis.set_major_formatter(ScalarFormatter())
+    left.xaxis.set_minor_formatter(NullFormatter())
     for (name, kib), (colour, marker) in zip(memory.items(), _STYLES, strict=False):
         right.plot(tolerances, kib, color=colour, marker=marker, label=name)
     right.set(xscale="log", yscale="log", xlabel="tolerance")
