@@ -50,8 +50,8 @@ class Config:
     seed: int = 0
     backend: str = OURS
     settings: tuple[tuple[int, float], ...] = ((30, 1e-6), (100, 1e-6), (30, 1e-4), (100, 1e-4))
-    warm_up: int = 300  # steps of training before
-    rounds: int = 9
+    warm_up: int = 150  # steps of training before
+    rounds: int = 5
     batch: int = 200
     direct: float | None = 5.0  # band at the first setting: torchdiffeq's time over ours
     adjoint: float | None = 10.0  # band: its adjoint's; None: too short to have bands

@@ -46,7 +46,7 @@ class Config:
     preset: str
     seed: int = 0
     backend: str = "torchsde"
-    steps: int = 300
+    steps: int = 500
     batch: int = 64
     latent: int = 4
     context: int = 16
