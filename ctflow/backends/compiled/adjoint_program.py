@@ -338,6 +338,8 @@ class AdjointProgram(Looped):
         exact: No approximations of elementary functions.
     """
 
+    RESULTS = (2,)  # the gradient of the initial state
+
     def __init__(self, phases: AdjointPhases, inputs: Sequence[Tensor], exact: bool) -> None:
         super().__init__()
         self._n_totals = n = phases.n_totals

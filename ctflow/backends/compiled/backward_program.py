@@ -268,6 +268,8 @@ class BackwardProgram(Looped):
         exact: No approximations of elementary functions.
     """
 
+    RESULTS = (0,)  # the gradient of the initial state
+
     def __init__(
         self, phases: Backward, inputs: Sequence[Tensor], n_kept: int, exact: bool
     ) -> None:

@@ -321,6 +321,9 @@ class ForwardProgram(Looped):
         exact: No approximations of elementary functions.
     """
 
+    RESULTS = (4, 6)  # states at the output times, and at the end
+    GUESSES = (1,)  # clock, with the size of the next step
+
     def __init__(
         self, phases: Forward, inputs: Sequence[Tensor], n_buffers: int, exact: bool
     ) -> None:

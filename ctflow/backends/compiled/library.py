@@ -16,7 +16,7 @@ from ctflow.backends.compiled.build import Program, built
 from ctflow.backends.compiled.trial import Looped, check
 from ctflow.errors import Unsupported
 
-__all__ = ["Family", "Inputs", "Sketch", "Stage"]
+__all__ = ["Family", "Free", "Inputs", "Sketch", "Stage"]
 
 Sizes = tuple[tuple[int, ...], ...]
 Make = Callable[["Sketch", Sequence[Tensor]], Looped]

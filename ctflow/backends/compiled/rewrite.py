@@ -30,6 +30,7 @@ _BOUND = 9.2  # beyond it float32 rounds tanh to 1
 _BEND = 1.1  # where the two ways of writing it are equally exact
 
 _ATEN = torch.ops.aten
+_NUMBERS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)  # sizes, say
 _DETACHED = (_ATEN.detach.default, _ATEN.alias.default, _ATEN.detach_copy.default)
 
 
@@ -100,7 +101,8 @@ def split_constant(
             constant.add(node)
         elif node.op == "call_function" and node.all_input_nodes:
             part = node.target is operator.getitem  # of several results, which go together
-            if (part or _moves(node)) and constant.issuperset(node.all_input_nodes):
+            movable = (part or _moves(node)) and not isinstance(node.meta.get("val"), _NUMBERS)
+            if movable and constant.issuperset(node.all_input_nodes):
                 constant.add(node)
     used = [
         node

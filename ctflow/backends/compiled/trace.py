@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._decomp import get_decompositions
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -20,6 +21,10 @@ from ctflow.problem import ODEProblem
 from ctflow.state import Layout
 
 __all__ = ["Traced", "graph_of", "trace"]
+
+_ATEN = torch.ops.aten
+# Torch has no shapes for these where a free size is broadcast.
+_IN_PARTS: Any = get_decompositions([_ATEN.addcmul, _ATEN.addcdiv, _ATEN.lerp])
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def graph_of(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.Graph
     def flat(*inputs: Tensor) -> Any:  # noqa: ANN401 - make_fx miscounts a method's arguments
         return function(*inputs)
 
-    return make_fx(flat, tracing_mode="real")(*inputs)
+    return make_fx(flat, decomposition_table=_IN_PARTS, tracing_mode="real")(*inputs)
 
 
 def _followed(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
@@ -113,7 +118,7 @@ def _followed(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.Grap
         with warnings.catch_warnings():
             # Torch's own, of its forward-mode derivatives, whenever it follows one first.
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-            graph = make_fx(function, tracing_mode="real")(*inputs)
+            graph = make_fx(function, decomposition_table=_IN_PARTS, tracing_mode="real")(*inputs)
             _check_pure(graph, len(inputs))
             graph = make_fx(torch.func.functionalize(graph, remove="mutations"))(*inputs)
     except CtflowError:

@@ -161,6 +161,22 @@ def test_on_a_prescribed_grid_it_is_native_to_rounding() -> None:
             assert float((x - y).abs().max()) <= 100 * torch.finfo(DTYPE).eps * size
 
 
+@pytest.mark.usefixtures("by_operator")
+@pytest.mark.parametrize("gradient", ["checkpointed", "direct", "adjoint"])
+@pytest.mark.parametrize("coupling", ["shared", "per_sample"])
+def test_a_program_of_any_batch_size_is_right_at_each(coupling: str, gradient: str) -> None:
+    """The second size makes one with the batch free, which serves the third."""
+    solver = replace(_SOLVER, coupling=coupling, gradient=gradient)  # pyright: ignore
+    case = Case(_plain, Net, solver, 5)
+    for batch in (3, 5, 4):
+        f, y0, t = Net(batch), torch.randn(batch, 2, dtype=DTYPE), _grid(5, batch)
+        found = _run(case, f, y0, t, _compiled(solver))
+        wanted = _run(case, f, y0, t, solver)
+        for ours, native in zip(found[:2], wanted[:2], strict=True):
+            for x, y in zip(ours, native, strict=True):
+                torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-9)
+
+
 @pytest.mark.slow
 @pytest.mark.compiler
 @pytest.mark.usefixtures("either_way")

@@ -15,9 +15,19 @@ from ctflow.backends.compiled.trial import Looped, check, loop
 class Doubling(Looped):
     """Doubles a value n times and writes each down; and a value that is zero but for noise."""
 
-    def __init__(self, factor: float = 2.0, wrong_record: float = 0.0, noise: float = 0.0) -> None:
+    RESULTS = (1,)
+    GUESSES = (3,)
+
+    def __init__(
+        self,
+        factor: float = 2.0,
+        wrong_record: float = 0.0,
+        noise: float = 0.0,
+        guess: float = 0.0,
+    ) -> None:
         super().__init__()
         self.factor, self.wrong_record, self.noise = factor, wrong_record, noise
+        self.guess = guess
 
     def limited(self, inputs: Sequence[Tensor], n_steps: int) -> list[Tensor]:
         """The inputs with fewer doublings."""
@@ -31,7 +41,7 @@ class Doubling(Looped):
             return i + 1, x * self.factor
 
         i, x = loop(lambda i, _: (i < n).all(), step, (torch.zeros_like(n), x.clone()))
-        return i, x, torch.full_like(x, self.noise)
+        return i, x, torch.full_like(x, self.noise), x * (1 + self.guess)
 
 
 def _inputs(n: int = 9) -> list[Tensor]:
@@ -66,3 +76,8 @@ def test_the_trial_leaves_its_inputs_alone() -> None:
     check(Doubling(), _program(Doubling()), inputs)  # pyright: ignore
     for x, y in zip(inputs, before, strict=True):
         assert torch.equal(x.view(torch.uint8), y.view(torch.uint8))
+
+
+def test_what_hangs_on_rounding_alone_is_not_refused() -> None:
+    """The size of the next step where the error estimate is rounding."""
+    check(Doubling(), _program(Doubling(guess=0.1)), _inputs())  # pyright: ignore

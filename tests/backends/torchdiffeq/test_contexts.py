@@ -75,7 +75,7 @@ def test_without_gradients_the_states_are_the_same(gradient: str) -> None:
     check_close(inferred.clone(), y.detach(), rtol=0)
 
 
-# Dynamo looks for `.grad` of what the solve returns, and hides the warning; not where it is an error.
+# Dynamo looks for `.grad` of what the solve returns, and hides the warning unless it is an error.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_a_compiled_model_solves_as_before(gradient: str) -> None:
