@@ -15,7 +15,7 @@ from ctflow.backends import Feature
 from ctflow.backends.captures import Captures, sequence_number
 from ctflow.backends.field import Field
 from ctflow.backends.native.backend import NativeBackend
-from ctflow.backends.native.tableau import METHODS
+from ctflow.backends.native.methods import METHODS
 from ctflow.errors import GradientWarning
 from ctflow.state import Layout, leaves_of, map_leaves
 from ctflow.testing.bench import Turning

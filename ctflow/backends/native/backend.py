@@ -17,8 +17,9 @@ from ctflow.backends.native.control import Adaptive, Control, Fixed
 from ctflow.backends.native.gradients import adjoint, checkpointed, direct
 from ctflow.backends.native.gradients.times import attach
 from ctflow.backends.native.loop import Integration, Outcome
-from ctflow.backends.native.observers import LocalError, SaveAt
-from ctflow.backends.native.tableau import METHODS, Tableau
+from ctflow.backends.native.methods import METHODS
+from ctflow.backends.native.observers import LocalError
+from ctflow.backends.native.tableau import Tableau
 from ctflow.backends.protocol import Feature, Solver, resolved
 from ctflow.backends.times import shift
 from ctflow.errors import InvalidProblem, Unsupported
@@ -215,7 +216,7 @@ def _plain(
     plan: Integration, field: Field, y0: Tensor, f0: Tensor | None, errors: LocalError | None
 ) -> tuple[Tensor, Outcome, list[Stats]]:
     """The loop alone."""
-    save = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0)
+    save = plan.saver(field, y0)
     outcome = plan(field, y0, f0, [save] if errors is None else [save, errors])
     total = None if errors is None else errors.total
     return save.result(), outcome._replace(local_error=total), []

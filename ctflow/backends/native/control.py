@@ -12,7 +12,7 @@ from ctflow.backends.native.step import FlatField, Step, combine
 from ctflow.backends.native.tableau import Tableau
 from ctflow.errors import InvalidProblem
 
-__all__ = ["Adaptive", "Control", "Fixed", "OnGrid", "Span", "Verdict"]
+__all__ = ["Adaptive", "Control", "Fixed", "OnGrid", "Span", "Verdict", "blended"]
 
 
 class Span(NamedTuple):
@@ -126,9 +126,10 @@ class Adaptive:
                 f"method {tableau.name!r} has no error estimate for adaptive steps, got step=None. "
                 "Give Solver(step=...), or take bosh3, dopri5 or tsit5."
             )
-        error = combine(tableau.e, step.k) * step.h
         scale = torch.maximum(step.y0.abs(), step.y1.abs()) * self.rtol + self.atol
-        ratio = self._rms(error / scale)
+        ratio = self._rms(combine(tableau.e, step.k) * step.h / scale)
+        if tableau.e_low is not None:
+            ratio = blended(ratio, self._rms(combine(tableau.e_low, step.k) * step.h / scale))
         finite = ratio + scale.amax(dim=1) < torch.inf  # False for NaN too
         accepted = finite & (ratio <= 1)
         factor = self.factor(tableau, torch.where(finite, ratio, torch.inf))
@@ -218,6 +219,17 @@ class OnGrid:
     def judge(self, tableau: Tableau, step: Step, size: Tensor) -> Verdict:
         """Accept whatever is finite."""
         return _accept_finite(step, size)
+
+
+def blended(error: Tensor, low: Tensor) -> Tensor:
+    """Size of an error from that of its two estimates:  e^2 / sqrt(e^2 + 0.01 low^2).
+
+    Source:
+        Hairer I, section II.10, and dop853.f.
+    """
+    some = error != 0  # true for NaN, which must remain
+    e = torch.where(some, error, 1.0)
+    return torch.where(some, e * (e / torch.hypot(e, 0.1 * low)), 0.0)
 
 
 def _accept_finite(step: Step, size: Tensor) -> Verdict:

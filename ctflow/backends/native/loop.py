@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.native.control import Control, Span, Verdict
-from ctflow.backends.native.observers import Observer
+from ctflow.backends.native.observers import Observer, SaveAt
 from ctflow.backends.native.step import FlatField, Step, rk_step
 from ctflow.backends.native.tableau import Tableau
 from ctflow.solution import Counts, Status, Stop
@@ -67,7 +67,15 @@ class Integration(NamedTuple):
         self, field: FlatField, y0: Tensor, f0: Tensor | None, observers: Sequence[Observer]
     ) -> Outcome:
         """Run the loop from y0 at the first time of the grid to the last."""
-        return integrate(self, field, y0, f0, observers)
+        outcome = integrate(self, field, y0, f0, observers)
+        for observer in observers:
+            if isinstance(observer, SaveAt):
+                outcome.counts.n_f_evals.add_(observer.n_f_evals)
+        return outcome
+
+    def saver(self, field: FlatField, y0: Tensor) -> SaveAt:
+        """What keeps the states at the output times of a solve from y0."""
+        return SaveAt(field, self.tableau, self.grid, self.span.direction, y0)
 
 
 @dataclass
@@ -83,6 +91,8 @@ class _Rows:
     steps_so_far: int
     f_evals_so_far: int
     stops: list[Stop]
+    spared: Tensor | None = None
+    to_spare: Tensor | None = None
 
     @classmethod
     def all(cls, like: Tensor, n_f_evals: int) -> _Rows:
@@ -95,13 +105,21 @@ class _Rows:
         """Count one attempted step of the samples on their way."""
         self.steps_so_far += 1
         self.f_evals_so_far += n_f_evals
+        if self.to_spare is not None:
+            self.spared = self.to_spare + (0 if self.spared is None else self.spared)
+            self.to_spare = None
         if n_moved < self.n_active:
             self.n_rejected = self.n_rejected + (self.active & ~moved)
+
+    def spare(self, who: Tensor) -> None:
+        """Do not charge samples for their first stage in the next step, which they know."""
+        self.to_spare = who.to(torch.int64)
 
     def retire(self, who: Tensor) -> None:
         """Take samples out of the loop."""
         self.n_steps = torch.where(who, self.steps_so_far, self.n_steps)
-        self.n_f_evals = torch.where(who, self.f_evals_so_far, self.n_f_evals)
+        spared = 0 if self.spared is None else self.spared
+        self.n_f_evals = torch.where(who, self.f_evals_so_far - spared, self.n_f_evals)
         self.active = self.active & ~who
         self.n_active = int(self.active.sum())
 
@@ -206,6 +224,8 @@ def _move(
         return _Place(step.t1, step.y1, step.k[-1] if tableau.fsal else None, place.size)
     if not n_moved:
         return place._replace(f0=step.k[0])
+    if not tableau.fsal:  # some know it, but all are evaluated together
+        rows.spare(rows.active & ~moved)
     column = moved.unsqueeze(1)
     return _Place(
         torch.where(moved, step.t1, step.t0),

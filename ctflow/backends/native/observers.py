@@ -7,8 +7,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ctflow.backends.native.control import blended
 from ctflow.backends.native.interpolate import evaluate
-from ctflow.backends.native.step import Step, combine
+from ctflow.backends.native.step import FlatField, Step, combine, extended
 from ctflow.backends.native.tableau import Tableau
 from ctflow.errors import InvalidProblem
 
@@ -41,6 +42,7 @@ class SaveAt:
     """Keeps the state at the output times, by the method's interpolant.
 
     Args:
+        field: dy/dt, for the stages that only the interpolant uses.
         tableau: The method.
         grid: Output times, [B, T], the start first.
         direction: +1 or -1, [B].
@@ -48,10 +50,15 @@ class SaveAt:
 
     Attributes:
         hits: For each step seen, the output times inside it.
+        n_f_evals: Evaluations of such stages on behalf of each sample, int64 [B].
     """
 
-    def __init__(self, tableau: Tableau, grid: Tensor, direction: Tensor, y0: Tensor) -> None:
+    def __init__(
+        self, field: FlatField, tableau: Tableau, grid: Tensor, direction: Tensor, y0: Tensor
+    ) -> None:
+        self._field = field
         self._tableau = tableau
+        self.n_f_evals = torch.zeros(grid.shape[0], dtype=torch.int64)
         self._grid = grid
         self._ahead = grid * direction.unsqueeze(1)
         self._direction = direction
@@ -71,8 +78,14 @@ class SaveAt:
     def save(self, step: Step, hits: Hits) -> None:
         """Interpolate at known output times of a step."""
         self.hits.append(hits)
-        if len(hits.row):
-            self._values.append(evaluate(self._tableau, step, hits.row, hits.times))
+        if not len(hits.row):
+            return
+        if self._tableau.further:
+            inside = hits.row[hits.times != step.t1[hits.row]].unique().cpu()
+            if len(inside):
+                step = extended(self._field, self._tableau, step)
+                self.n_f_evals[inside] += self._tableau.further
+        self._values.append(evaluate(self._tableau, step, hits.row, hits.times))
 
     def result(self) -> Tensor:
         """States at the output times, [T, B, N]; NaN at those that no step reached."""
@@ -150,5 +163,11 @@ class LocalError:
                 "Take bosh3, dopri5 or tsit5."
             )
         h = step.h[:, 0]
-        error = combine(self._tableau.e, step.k)[:, : self._n_counted]
-        return torch.linalg.vector_norm(error, dim=1) * (h * h) * error.shape[1] ** -0.5
+        error = self._rms(self._tableau.e, step)
+        if self._tableau.e_low is not None:
+            error = blended(error, self._rms(self._tableau.e_low, step))
+        return error * (h * h)
+
+    def _rms(self, weights: tuple[float, ...], step: Step) -> Tensor:
+        error = combine(weights, step.k)[:, : self._n_counted]
+        return torch.linalg.vector_norm(error, dim=1) * error.shape[1] ** -0.5

@@ -11,8 +11,8 @@ from torch import Tensor
 from ctflow import InvalidProblem, ODEProblem, Solver, Status, solve
 from ctflow.backends.native.backend import NativeBackend
 from ctflow.backends.native.control import Adaptive, Fixed, OnGrid, Span
+from ctflow.backends.native.methods import METHODS
 from ctflow.backends.native.step import Step
-from ctflow.backends.native.tableau import METHODS
 from tests.backends.native.stubs import SeenField
 from tests.problems import FLOAT, decay
 

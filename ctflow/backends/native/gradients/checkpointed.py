@@ -12,8 +12,8 @@ from ctflow.backends.captures import Autocast, Captures, pull, refuse_second, se
 from ctflow.backends.native.gradients.replay import exchange, hits_of_the_well, well
 from ctflow.backends.native.interpolate import evaluate
 from ctflow.backends.native.loop import Integration, Outcome
-from ctflow.backends.native.observers import Hits, LocalError, Recorded, RecordGrid, SaveAt
-from ctflow.backends.native.step import FlatField, rk_step
+from ctflow.backends.native.observers import Hits, LocalError, Recorded, RecordGrid
+from ctflow.backends.native.step import FlatField, extended, rk_step
 from ctflow.errors import InvalidProblem
 from ctflow.solution import Counts, Stats
 
@@ -71,7 +71,7 @@ class _Checkpointed(torch.autograd.Function):
     def forward(ctx: Any, job: _Job, y0: Tensor, *inputs: Tensor) -> Any:  # noqa: ANN401
         """Run the loop and keep its steps."""
         plan = job.plan
-        save, record = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0), RecordGrid()
+        save, record = plan.saver(job.field, y0), RecordGrid()
         errors = [] if job.errors is None else [job.errors]
         job.outcomes.append(plan(job.field, y0, job.f0, [save, record, *errors]))
         ctx.save_for_backward(y0, *inputs)
@@ -140,10 +140,12 @@ def _pull_back_step(
     tableau, errors = field.job.plan.tableau, field.job.errors
     with torch.enable_grad():
         y0 = kept.y0.detach().requires_grad_()
-        field.last_needed = errors is not None or _needs_last_stage(tableau.fsal, kept, hits)
+        inside = bool((kept.t1[hits.row] != hits.times).any())
+        field.begin(last_needed=errors is not None or inside or not tableau.fsal)
         step = rk_step(field, tableau, kept.t0, kept.t1, y0, None)
         outputs, cotangents = [step.y1], [a]
         if len(hits.row):
+            step = extended(field, tableau, step) if inside else step
             outputs.append(evaluate(tableau, step, hits.row, hits.times))
             cotangents.append(gradients[0][hits.column, hits.row])
         if errors is not None:
@@ -153,25 +155,24 @@ def _pull_back_step(
     return torch.zeros_like(a) if da is None else da, tuple(shares), step.y1.detach()
 
 
-def _needs_last_stage(fsal: bool, kept: Recorded, hits: Hits) -> bool:
-    """Whether the stage at the end of the step enters an output inside it."""
-    return not fsal or bool((kept.t1[hits.row] != hits.times).any())
-
-
 class _Watched:
     """The field in the backward pass: counted, skipped where it cannot matter, and watched."""
 
     def __init__(self, job: _Job, leaves: tuple[Tensor, ...]) -> None:
         self.job = job
         self.n_f_evals = 0
-        self.last_needed = True
         self._leaves = leaves
+        self._stage, self._skipped = 0, 0
+
+    def begin(self, last_needed: bool) -> None:
+        """Begin a step; its last stage is left out where it enters nothing."""
         self._stage = 0
+        self._skipped = 0 if last_needed else self.job.plan.tableau.stages
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """Evaluate, and refuse what the forward pass could not have known."""
-        self._stage = self._stage % self.job.plan.tableau.stages + 1
-        if self._stage == self.job.plan.tableau.stages and not self.last_needed:
+        self._stage += 1
+        if self._stage == self._skipped:
             return torch.zeros_like(y)
         self.n_f_evals += 1
         marker = sequence_number()

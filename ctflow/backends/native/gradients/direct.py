@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ctflow.backends.native.gradients.replay import exchange, hits_of_the_well, well
 from ctflow.backends.native.loop import Integration, Outcome
-from ctflow.backends.native.observers import LocalError, RecordGrid, SaveAt
+from ctflow.backends.native.observers import LocalError, RecordGrid
 from ctflow.backends.native.step import FlatField, rk_step
 
 __all__ = ["run"]
@@ -35,7 +35,7 @@ def run(
         Memory of every accepted step's graph. Several samples: the accepted steps twice.
     """
     if y0.shape[0] == 1:
-        save = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0)
+        save = plan.saver(field, y0)
         outcome = plan(field, y0, None, [save] if errors is None else [save, errors])
         out, total = save.result(), None if errors is None else errors.total
         if outcome.stops:
@@ -43,12 +43,12 @@ def run(
         return out, outcome._replace(local_error=total)
     with torch.no_grad():
         start = y0.detach()
-        save, record = SaveAt(plan.tableau, plan.grid, plan.span.direction, start), RecordGrid()
+        save, record = plan.saver(field, start), RecordGrid()
         outcome = plan(field, start, None, [save, record])
         source = well(outcome)
         if source is None:
             return save.result(), outcome
-    again = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0)
+    again = plan.saver(field, y0)
     y, f0 = exchange(source, y0), None
     well_rows = (outcome.status == 0).to(y0.device)
     for kept, hits in zip(record.steps, save.hits, strict=True):
@@ -63,5 +63,5 @@ def run(
     out = torch.where(failed, save.result(), out) if outcome.stops else out
     n_again = len(record.steps) * (plan.tableau.stages - plan.tableau.fsal) + plan.tableau.fsal
     counts = outcome.counts
-    counts.n_f_evals.add_(n_again)
+    counts.n_f_evals.add_(n_again + again.n_f_evals)
     return out, outcome._replace(local_error=None if errors is None else errors.total)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.adjoint import Evaluated, Linearised
-from ctflow.backends.native.control import Adaptive, Control, Span, Verdict
+from ctflow.backends.native.control import Adaptive, Control, Span, Verdict, blended
 from ctflow.backends.native.step import FlatField, Step
 from ctflow.backends.native.tableau import Tableau
 
@@ -34,7 +34,8 @@ class WithQuadrature:
 
     Attributes:
         total: The sum of the steps that counted.
-        pending: What the step judged last adds to it if it counts, and its error estimate.
+        pending: What the step judged last adds to it if it counts, and its error estimate; one
+            after the other where the method has two.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class WithQuadrature:
         self._known: dict[int, tuple[Tensor, Evaluated]] = {}
         self.pending: tuple[list[Tensor], list[Tensor]] = ([], [])
         self.total = list(total or (torch.zeros_like(leaf) for leaf in field.leaves))
-        self._estimate = [torch.zeros_like(leaf) for leaf in field.leaves]
+        self._estimate: list[Tensor] = []
 
     def field_of_both(self, t: Tensor, y: Tensor) -> Tensor:
         """d[y, a]/dt = [f, -a df/dy] on [B, 2 N]."""
@@ -90,7 +91,8 @@ class WithQuadrature:
         forward_h = -step.h  # the integral runs forward in time
         weight = torch.where(counts, forward_h * self._share, 0.0)
         share = self._sum(tableau.b, places, weight, keep=True)
-        estimate = [] if tableau.e is None else self._sum(tableau.e, places, weight, keep=True)
+        rows = (row for row in (tableau.e, tableau.e_low) if row is not None)
+        estimate = [x for row in rows for x in self._sum(row, places, weight, keep=True)]
         self.pending = (share, estimate)
         if self._seminorm or not estimate or not isinstance(self._control, Adaptive):
             return verdict
@@ -116,8 +118,8 @@ class WithQuadrature:
         share, estimate = self.pending
         for i, part in enumerate(share):
             self.total[i] = self.total[i] + part
-        for i, part in enumerate(estimate):
-            self._estimate[i] = self._estimate[i] + part
+        known = self._estimate or [torch.zeros_like(x) for x in estimate]
+        self._estimate = [x + part for x, part in zip(known, estimate, strict=True)]
 
     def error(self) -> float:
         """Norm of the summed estimates in units of tolerance."""
@@ -147,8 +149,14 @@ class WithQuadrature:
 def quadrature_error(
     estimate: Sequence[Tensor], total: Sequence[Tensor], control: Control
 ) -> float:
-    """Norm of the summed estimates in units of the control's tolerance; 0 where it has none."""
-    if not (total and isinstance(control, Adaptive)):
+    """Norm of the summed estimates in units of the control's tolerance; 0 where it has none.
+
+    Args:
+        estimate: One tensor for each of `total`; after them those of `e_low` where it is in use.
+        total: What they are errors of.
+        control: Has the tolerances.
+    """
+    if not (total and estimate and isinstance(control, Adaptive)):
         return 0.0
     return float(_ratio(estimate, total, None, control))
 
@@ -159,7 +167,20 @@ def _ratio(
     share: Sequence[Tensor] | None,
     control: Adaptive,
 ) -> Tensor:
-    """Root mean square of estimate over tolerance, all parameters together."""
+    """Size of the error in tolerances, all parameters together."""
+    n = len(total)
+    ratio = _rms_ratio(estimate[:n], total, share, control)
+    low = estimate[n:]
+    return blended(ratio, _rms_ratio(low, total, share, control)) if low else ratio
+
+
+def _rms_ratio(
+    estimate: Sequence[Tensor],
+    total: Sequence[Tensor],
+    share: Sequence[Tensor] | None,
+    control: Adaptive,
+) -> Tensor:
+    """Root mean square of estimate over tolerance."""
     square, count = torch.zeros((), dtype=torch.float64, device=total[0].device), 0
     for i, error in enumerate(estimate):
         size = (
