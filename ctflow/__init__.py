@@ -2,7 +2,7 @@
 
 from ctflow.api import compile_ahead, odeint, solve
 from ctflow.api_sde import sdeint, solve_sde
-from ctflow.backends.protocol import Solver, Tolerances
+from ctflow.backends.protocol import Controller, Solver, Tolerances
 from ctflow.errors import (
     BackendUnavailable,
     CtflowError,
@@ -16,6 +16,7 @@ from ctflow.solution import Solution, Stats, Status
 
 __all__ = [
     "BackendUnavailable",
+    "Controller",
     "CtflowError",
     "InvalidProblem",
     "ODEProblem",

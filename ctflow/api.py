@@ -36,6 +36,7 @@ def odeint(
     solver: Solver | str | None = None,
     args: Any = None,  # noqa: ANN401 - handed to f as it is
     params: Iterable[Tensor] | None = None,
+    jump_t: Tensor | Sequence[float] | None = None,
 ) -> S:
     """Integrate  dy/dt = f(t, y)  from y0 at t[0] and return the state at every t.
 
@@ -52,6 +53,7 @@ def odeint(
             the keywords above replace its fields.
         args: Third argument of `f`; gradients reach its tensors.
         params: Tensors wanted a gradient for that ctflow could not find by itself.
+        jump_t: Times at which `f` is discontinuous; see `ODEProblem`.
 
     Returns:
         The structure of `y0`, each leaf [T, *shape]; entry 0 is `y0`. Differentiable with respect
@@ -81,7 +83,7 @@ def odeint(
         if value is not None
     }
     # ODEProblem turns numbers and iterables into tensors and tuples.
-    problem = ODEProblem(f, y0, t, params, args)  # pyright: ignore[reportArgumentType]
+    problem = ODEProblem(f, y0, t, params, args, jump_t=jump_t)  # pyright: ignore[reportArgumentType]
     settings = as_solver(solver)
     settings = replace(settings, **given) if given else settings  # pyright: ignore[reportArgumentType]
     return raise_if_failed(solve(problem, settings)).y

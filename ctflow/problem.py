@@ -48,6 +48,11 @@ class ODEProblem:
             a tensor of any shape; also several in tuples, lists and dicts. Gradients pass through.
         cost_in_norm: Whether the integral's error takes part in choosing the steps.
         uncontrolled: So many last leaves of `y0` stay out of the error norm.
+        jump_t: Times, [J] or numbers, at which `f` is discontinuous in `t`, in any order. Steps end
+            there; before, `f` sees times before the jump only, and after it times behind it only,
+            in the backward pass too. The state goes on without a jump. Not differentiable: where
+            the place depends on parameters, solve up to it and from it on, whose times have
+            gradients.
         local_error: Whether `Solution.local_error` is wanted: what the solver estimates of its own
             error, summed over its steps, with gradients. For regularisation; only backends that
             step themselves have it.
@@ -75,6 +80,7 @@ class ODEProblem:
     cost_in_norm: bool = True
     uncontrolled: int = 0
     local_error: bool = False
+    jump_t: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without calling `f`."""
@@ -83,6 +89,7 @@ class ODEProblem:
             _check_callable(self.running_cost, "`running_cost`", self.args is not None)
         first = _check_state(self.y0, self.batched)
         object.__setattr__(self, "t", _checked_times(self.t, first))
+        object.__setattr__(self, "jump_t", _checked_jumps(self.jump_t, first))
         object.__setattr__(self, "params", _checked_params(self.params))
         if not 0 <= self.uncontrolled < len(leaves_of(self.y0)):
             raise InvalidProblem(
@@ -227,7 +234,7 @@ def _checked_times(t: object, first: Tensor) -> Tensor:
     return t.to(first.device)
 
 
-def _times_of_numbers(t: Sequence[object], first: Tensor) -> Tensor:
+def _times_of_numbers(t: Sequence[object], first: Tensor, name: str = "`t`") -> Tensor:
     dtype = torch.float32 if first.device.type == "mps" else torch.float64  # MPS has no float64
     try:
         if any(isinstance(x, Tensor) and x.requires_grad for x in leaves_of(t)):
@@ -235,9 +242,28 @@ def _times_of_numbers(t: Sequence[object], first: Tensor) -> Tensor:
         return torch.tensor(t, dtype=dtype, device=first.device)
     except (TypeError, ValueError, RuntimeError):
         raise InvalidProblem(
-            f"`t` must be a tensor or a sequence of numbers, got {list(t)!r}. "
+            f"{name} must be a tensor or a sequence of numbers, got {list(t)!r}. "
             "Use torch.stack to join 0-dim tensors, so that gradients reach them."
         ) from None
+
+
+def _checked_jumps(jumps: object, first: Tensor) -> Tensor | None:
+    """Places of jumps in time's own dtype on the state's device; None for none."""
+    if jumps is None:
+        return None
+    if not isinstance(jumps, Tensor):
+        jumps = _times_of_numbers(list(cast("Iterable[object]", jumps)), first, "`jump_t`")
+    if jumps.requires_grad:
+        raise Unsupported(
+            "`jump_t` must not require a gradient: the places of jumps are constants of a solve. "
+            "Detach it; or solve up to the jump and from it on, whose times have gradients."
+        )
+    if jumps.dim() != 1 or not jumps.is_floating_point() or not torch.isfinite(jumps).all():
+        raise InvalidProblem(
+            f"`jump_t` must be [J] finite times of floating dtype, got {jumps!r:.80}. "
+            "Write jump_t=[0.5, 1.0]."
+        )
+    return jumps.to(first.device) if len(jumps) else None
 
 
 def _check_monotone(t: Tensor) -> None:

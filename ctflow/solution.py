@@ -260,8 +260,8 @@ _CAUSES = {
         "`atol`, or make `f` smoother."
     ),
     Status.STEP_TOO_SMALL: (
-        "The step fell below the resolution of time: the solution probably has a singularity or "
-        "`f` a jump here. Check `f` around this time, or loosen `rtol` and `atol`."
+        "The step fell below the resolution of time, or `min_step`: the solution probably has a "
+        "singularity or `f` a jump here. Check `f` around this time, or loosen `rtol` and `atol`."
     ),
     Status.NON_FINITE: (
         "`f` or the state became NaN or infinite here: the solution probably blows up, or `f` is "

@@ -32,7 +32,12 @@ from ctflow.state import Layout, leaves_of
 __all__ = ["CompiledBackend"]
 
 
-_FEATURES = frozenset(Feature) - {Feature.SECOND_ORDER, Feature.LOCAL_ERROR}
+_FEATURES = frozenset(Feature) - {
+    Feature.SECOND_ORDER,
+    Feature.LOCAL_ERROR,
+    Feature.STEP_CONTROL,
+    Feature.JUMPS,
+}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,7 @@ from ctflow.backends.native.gradients.times import attach
 from ctflow.backends.native.loop import Integration, Outcome
 from ctflow.backends.native.methods import METHODS
 from ctflow.backends.native.observers import LocalError
+from ctflow.backends.native.stops import Stops
 from ctflow.backends.native.tableau import Tableau
 from ctflow.backends.protocol import Feature, Solver, resolved
 from ctflow.backends.times import shift
@@ -72,6 +74,8 @@ class NativeBackend:
                 f"method={method.name!r} has no error estimate to adapt its steps by; give "
                 "Solver(step=...)"
             )
+        if self.control is not None and solver.controls_steps:
+            reasons.append("its own `control` stands in the place of `controller` and step limits")
         if solver.backward is not None and method is not None and method.e is None:
             reasons.append(f"method={method.name!r} cannot follow `backward` tolerances")
         if solver.backward is not None and solver.gradient not in (None, "adjoint"):
@@ -101,6 +105,7 @@ class NativeBackend:
             self.control or adaptive_or_fixed(solver, counted(problem, layout), layout.size),
             times.detach(),
             solver.max_steps,
+            stops=stops_of(problem, solver, times),
         )
         y0 = layout.pack(problem.y0)
         if y0.is_inference() and not torch.is_inference_mode_enabled():
@@ -187,10 +192,11 @@ def _run(
         return (out.clone() if torch.is_inference_mode_enabled() else out), outcome, unfinished
     gradient, moving = str(solver.gradient), times.requires_grad
     if differentiate is None:
-        start = shift(field, times[:, 0], y0, -1.0, None, gradient) if moving else y0
+        after, before = plan.beside(field, after=True), plan.beside(field, after=False)
+        start = shift(after, times[:, 0], y0, -1.0, None, gradient) if moving else y0
         out, outcome = direct.run(plan, field, start, errors)
         outcome.counts.n_f_evals.add_(moving)
-        return attach(field, times, y0, out, outcome, gradient), outcome, []
+        return attach(before, times, y0, out, outcome, gradient), outcome, []
     if torch._C._functorch.is_functorch_wrapped_tensor(y0):  # pyright: ignore
         raise Unsupported(
             f"gradient={gradient!r} cannot be used under torch.func transforms: its backward pass "
@@ -199,7 +205,7 @@ def _run(
     captures = Captures(problem, field)
     leaf = y0.detach().requires_grad_()
     marker = sequence_number()
-    reached = field(plan.span.t0.to(y0.dtype), leaf)
+    reached = plan.beside(field, after=True)(plan.span.t0.to(y0.dtype), leaf)
     captures.discover(reached, leaf, marker)
     f0 = reached.detach()
     if not (captures.inputs or y0.requires_grad or moving):
@@ -209,7 +215,8 @@ def _run(
         return found
     start = shift(field, times[:, 0], y0, -1.0, f0, gradient) if moving else y0
     out, outcome, unfinished = differentiate(plan, field, captures, start, f0)
-    return attach(field, times, y0, out, outcome, gradient), outcome, unfinished
+    before = plan.beside(field, after=False)
+    return attach(before, times, y0, out, outcome, gradient), outcome, unfinished
 
 
 def _plain(
@@ -238,17 +245,39 @@ def adaptive_or_fixed(solver: Solver, n_counted: int, n_variables: int) -> Contr
             "Call ctflow.solve, which completes them."
         )
     counted = None if n_counted == n_variables else (slice(0, n_counted),)
-    return Adaptive(solver.rtol, solver.atol, counted=counted)
+    like = solver.coefficients
+    return Adaptive(
+        solver.rtol,
+        solver.atol,
+        like.safety,
+        like.shrink,
+        like.grow,
+        counted,
+        like.betas,
+        solver.min_step or 0.0,
+        solver.max_step or math.inf,
+        solver.first_step,
+    )
+
+
+def stops_of(problem: ODEProblem, solver: Solver, times: Tensor) -> Stops | None:
+    """Where the settings and the problem want steps to end; `times` has time's own dtype."""
+    none = times.new_empty(0)
+    jumps = none if problem.jump_t is None else problem.jump_t.detach().to(times)
+    chosen = none if solver.step_t is None else times.new_tensor(solver.step_t)
+    both = torch.cat([chosen.detach(), jumps])
+    return Stops(both, jumps) if len(both) else None
 
 
 def backward_control(solver: Solver, forward: Control, n_variables: int) -> tuple[Control, bool]:
     """The control of the adjoint's backward solve, and whether it leaves the quadrature out."""
     own, control = solver.backward, forward
     if isinstance(control, Adaptive):
-        control = _twice(control, n_variables)
-    if own is not None:
-        counted = control.counted if isinstance(control, Adaptive) else None
-        control = Adaptive(own.rtol, own.atol, counted=counted)
+        control = replace(_twice(control, n_variables), first_size=None)
+        if own is not None:
+            control = replace(control, rtol=own.rtol, atol=own.atol)
+    elif own is not None:
+        control = Adaptive(own.rtol, own.atol)
     return control, own is not None and own.norm == "seminorm"
 
 

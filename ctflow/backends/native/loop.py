@@ -12,6 +12,7 @@ from torch import Tensor
 from ctflow.backends.native.control import Control, Span, Verdict
 from ctflow.backends.native.observers import Observer, SaveAt
 from ctflow.backends.native.step import FlatField, Step, rk_step
+from ctflow.backends.native.stops import Sided, Stops
 from ctflow.backends.native.tableau import Tableau
 from ctflow.solution import Counts, Status, Stop
 
@@ -49,6 +50,7 @@ class Integration(NamedTuple):
         grid: Output times, [B, T], in time's own dtype, detached.
         max_steps: Limit of attempted steps.
         size: Size of the first step, [B]; None leaves it to the control.
+        stops: Times at which steps must end, discontinuities of f among them.
     """
 
     tableau: Tableau
@@ -56,6 +58,7 @@ class Integration(NamedTuple):
     grid: Tensor
     max_steps: int
     size: Tensor | None = None
+    stops: Stops | None = None
 
     @property
     def span(self) -> Span:
@@ -72,6 +75,24 @@ class Integration(NamedTuple):
             if isinstance(observer, SaveAt):
                 outcome.counts.n_f_evals.add_(observer.n_f_evals)
         return outcome
+
+    def step(self, field: FlatField, t0: Tensor, t1: Tensor, y0: Tensor, f0: Tensor | None) -> Step:
+        """One step of every sample; see `rk_step`. f sees no other side of a jump at its ends."""
+        seen = None if self.stops is None else self.stops.seen(t0, t1, y0.dtype)
+        return rk_step(field, self.tableau, t0, t1, y0, f0, seen)
+
+    def ends_in_jump(self, t0: Tensor, t1: Tensor) -> bool:
+        """Whether a step of any sample does, so that the next cannot begin with its last stage."""
+        if self.stops is None:
+            return False
+        return bool((self.stops.is_jump(t1) & (t1 != t0)).any())
+
+    def beside(self, field: FlatField, after: bool) -> FlatField:
+        """f, with times of jumps evaluated on the side after them, or before, on the way."""
+        if self.stops is None:
+            return field
+        direction = self.span.direction
+        return Sided(field, self.stops, direction if after else -direction)
 
     def saver(self, field: FlatField, y0: Tensor) -> SaveAt:
         """What keeps the states at the output times of a solve from y0."""
@@ -111,6 +132,10 @@ class _Rows:
         if n_moved < self.n_active:
             self.n_rejected = self.n_rejected + (self.active & ~moved)
 
+    def charge_more(self, who: Tensor) -> None:
+        """Count one more evaluation for some samples."""
+        self.spared = -who.to(torch.int64) + (0 if self.spared is None else self.spared)
+
     def spare(self, who: Tensor) -> None:
         """Do not charge samples for their first stage in the next step, which they know."""
         self.to_spare = who.to(torch.int64)
@@ -130,12 +155,21 @@ class _Rows:
 
 
 class _Place(NamedTuple):
-    """Where every sample stands: time [B], state [B, N], f there if known, next step size [B]."""
+    """Where every sample stands.
+
+    Attributes:
+        t: Time, [B].
+        y: State, [B, N].
+        f0: f there, if it is known.
+        size: Size of the next step, [B].
+        memory: What the control remembers, [.., B]; None for nothing.
+    """
 
     t: Tensor
     y: Tensor
     f0: Tensor | None
     size: Tensor
+    memory: Tensor | None = None
 
 
 def integrate(
@@ -165,7 +199,7 @@ def integrate(
         One synchronisation with the device for each step, two for a step that moves a sample.
     """
     span, tableau = plan.span, plan.tableau
-    f0 = field(span.t0.to(y0.dtype), y0) if f0 is None else f0
+    f0 = plan.beside(field, after=True)(span.t0.to(y0.dtype), y0) if f0 is None else f0
     size, n_probes = _first_size(plan, field, span, y0, f0)
     rows = _Rows.all(y0, 1 + n_probes)
     place = _Place(span.t0, y0, f0, size)
@@ -175,14 +209,16 @@ def integrate(
         if not rows.n_active:
             break
         end = _end(plan, span, rows, place)
-        step = rk_step(field, tableau, place.t, end, place.y, place.f0)
-        verdict = _judge(plan, step, place.size)
+        step = plan.step(field, place.t, end, place.y, place.f0)
+        verdict = _judge(plan, step, place)
         moved = verdict.accepted & rows.active & (end != place.t)
         n_moved = int(moved.sum())
         rows.charge(tableau.stages - (place.f0 is not None), n_moved, moved)
         n_before, tried = rows.n_active, place.size
-        place = _move(tableau, step, moved, n_moved, rows, place)._replace(size=verdict.size)
+        place = _move(tableau, step, moved, n_moved, rows, place)
+        place = place._replace(size=verdict.size, memory=verdict.memory)
         if n_moved:
+            place = _restart(plan, field, span, rows, place, moved)
             trace.append(place.t)
             for observe in observers:
                 observe(step, place.t)
@@ -202,17 +238,25 @@ def _first_size(
 ) -> tuple[Tensor, int]:
     if plan.size is not None:
         return plan.size, 0
+    if plan.stops is not None:  # its probe stays before the first jump
+        span = span._replace(t1=plan.stops.next_after(span.t0, span))
+        field = Sided(field, plan.stops, -span.direction)
     return plan.control.first(field, plan.tableau, span, y0, f0)
 
 
 @torch.no_grad()
-def _judge(plan: Integration, step: Step, size: Tensor) -> Verdict:
-    return plan.control.judge(plan.tableau, step, size)
+def _judge(plan: Integration, step: Step, place: _Place) -> Verdict:
+    if place.memory is None:
+        return plan.control.judge(plan.tableau, step, place.size)
+    return plan.control.judge(plan.tableau, step, place.size, place.memory)
 
 
 def _end(plan: Integration, span: Span, rows: _Rows, place: _Place) -> Tensor:
     """End of the next step, never beyond t1; the present time for samples that have finished."""
-    end = cut(plan.control.end(place.t, place.size, span), place.size, span)
+    end = plan.control.end(place.t, place.size, span)
+    if plan.stops is not None:
+        end = cut(end, place.size, span._replace(t1=plan.stops.next_after(place.t, span)))
+    end = cut(end, place.size, span)
     return end if rows.n_active == len(rows.active) else torch.where(rows.active, end, place.t)
 
 
@@ -233,6 +277,22 @@ def _move(
         torch.where(column, step.k[-1], step.k[0]) if tableau.fsal else None,
         place.size,
     )
+
+
+def _restart(
+    plan: Integration, field: FlatField, span: Span, rows: _Rows, place: _Place, moved: Tensor
+) -> _Place:
+    """Evaluate f on the far side of jumps that samples have just come to."""
+    if plan.stops is None or place.f0 is None:
+        return place
+    crossed = moved & plan.stops.is_jump(place.t) & (place.t != span.t1)
+    if not bool(crossed.any()):
+        return place
+    f = plan.beside(field, after=True)(place.t.to(place.y.dtype), place.y)
+    rows.charge_more(crossed)
+    if len(crossed) > 1:
+        f = torch.where(crossed.unsqueeze(1), f, place.f0)
+    return place._replace(f0=f)
 
 
 @torch.no_grad()
@@ -286,4 +346,5 @@ def _fail(rows: _Rows, who: Tensor, status: Tensor, place: _Place) -> _Place:
         return place
     source = torch.where(who, well[0], torch.arange(len(who), device=who.device))
     f0 = None if place.f0 is None else place.f0[source]
-    return _Place(place.t[source], place.y[source], f0, place.size[source])
+    memory = None if place.memory is None else place.memory[..., source]
+    return _Place(place.t[source], place.y[source], f0, place.size[source], memory)

@@ -13,7 +13,7 @@ from ctflow.backends.native.gradients.replay import exchange, hits_of_the_well, 
 from ctflow.backends.native.interpolate import evaluate
 from ctflow.backends.native.loop import Integration, Outcome
 from ctflow.backends.native.observers import Hits, LocalError, Recorded, RecordGrid
-from ctflow.backends.native.step import FlatField, extended, rk_step
+from ctflow.backends.native.step import FlatField, extended
 from ctflow.errors import InvalidProblem
 from ctflow.solution import Counts, Stats
 
@@ -142,7 +142,7 @@ def _pull_back_step(
         y0 = kept.y0.detach().requires_grad_()
         inside = bool((kept.t1[hits.row] != hits.times).any())
         field.begin(last_needed=errors is not None or inside or not tableau.fsal)
-        step = rk_step(field, tableau, kept.t0, kept.t1, y0, None)
+        step = field.job.plan.step(field, kept.t0, kept.t1, y0, None)
         outputs, cotangents = [step.y1], [a]
         if len(hits.row):
             step = extended(field, tableau, step) if inside else step

@@ -8,7 +8,7 @@ from torch import Tensor
 from ctflow.backends.native.gradients.replay import exchange, hits_of_the_well, well
 from ctflow.backends.native.loop import Integration, Outcome
 from ctflow.backends.native.observers import LocalError, RecordGrid
-from ctflow.backends.native.step import FlatField, rk_step
+from ctflow.backends.native.step import FlatField
 
 __all__ = ["run"]
 
@@ -49,19 +49,20 @@ def run(
         if source is None:
             return save.result(), outcome
     again = plan.saver(field, y0)
-    y, f0 = exchange(source, y0), None
+    y, f0, n_again = exchange(source, y0), None, 0
     well_rows = (outcome.status == 0).to(y0.device)
     for kept, hits in zip(record.steps, save.hits, strict=True):
         t0, t1 = exchange(source, kept.t0), exchange(source, kept.t1)
-        step = rk_step(field, plan.tableau, t0, t1, y, f0)
+        step = plan.step(field, t0, t1, y, f0)
+        n_again += plan.tableau.stages - (f0 is not None)
         again.save(step, hits_of_the_well(source, hits))
         if errors is not None:
             errors.add(torch.where(well_rows, errors.of(step), 0.0))
-        y, f0 = step.y1, step.k[-1] if plan.tableau.fsal else None
+        known = plan.tableau.fsal and not plan.ends_in_jump(t0, t1)
+        y, f0 = step.y1, step.k[-1] if known else None
     out = again.result()
     failed = ~well_rows.unsqueeze(1)
     out = torch.where(failed, save.result(), out) if outcome.stops else out
-    n_again = len(record.steps) * (plan.tableau.stages - plan.tableau.fsal) + plan.tableau.fsal
     counts = outcome.counts
     counts.n_f_evals.add_(n_again + again.n_f_evals)
     return out, outcome._replace(local_error=None if errors is None else errors.total)

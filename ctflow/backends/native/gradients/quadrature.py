@@ -83,9 +83,12 @@ class WithQuadrature:
         """The control's own."""
         return self._control.end(t, size, span)
 
-    def judge(self, tableau: Tableau, step: Step, size: Tensor) -> Verdict:
+    def judge(
+        self, tableau: Tableau, step: Step, size: Tensor, memory: Tensor | None = None
+    ) -> Verdict:
         """Accept where the control does and the quadrature's error allows it."""
-        verdict = self._give_up(step, self._control.judge(tableau, step, size))
+        known = () if memory is None else (memory,)
+        verdict = self._give_up(step, self._control.judge(tableau, step, size, *known))
         places = self._places(step)
         counts = verdict.accepted.unsqueeze(1)
         forward_h = -step.h  # the integral runs forward in time
@@ -104,13 +107,22 @@ class WithQuadrature:
         most = torch.where(within | at_rest, torch.maximum(suggested, size), suggested)
         rejected = within & ~verdict.accepted
         size = torch.where(rejected, verdict.size, torch.minimum(verdict.size, most))
-        return Verdict(verdict.accepted & within, size, verdict.finite & (ratio < torch.inf))
+        accepted = verdict.accepted & within
+        size = self._control.limited(size, accepted, taken)
+        kept = verdict.memory
+        if kept is not None:
+            before = torch.ones_like(kept) if memory is None else memory
+            kept = torch.where(accepted, kept, before)
+        return Verdict(accepted, size, verdict.finite & (ratio < torch.inf), kept)
 
     def _give_up(self, step: Step, verdict: Verdict) -> Verdict:
         """Stop a sample whose rebuilt state is far outside what the forward pass saw."""
         far = step.y0.chunk(2, dim=1)[0].abs().amax(dim=1) > self._bound
         return Verdict(
-            verdict.accepted & ~far, torch.where(far, 0.0, verdict.size), verdict.finite & ~far
+            verdict.accepted & ~far,
+            torch.where(far, 0.0, verdict.size),
+            verdict.finite & ~far,
+            verdict.memory,
         )
 
     def commit(self, step: Step, t_new: Tensor) -> None:
@@ -132,7 +144,7 @@ class WithQuadrature:
             kept = self._known.get(id(k))
             if kept is None:
                 y, a = step.y0.chunk(2, dim=1)
-                found.append(self._field(step.t0.to(y.dtype), y, a))
+                found.append(self._field(step.first_time, y, a))
             else:
                 found.append(kept[1])
         ends = (step.k[0], step.k[-1])
