@@ -20,7 +20,16 @@ from ctflow.state import State, leaves_of
 __all__ = ["ODEProblem"]
 
 _FEW_TIMES = 200  # up to which a loop in Python is quicker than two tensor operations
-_DTYPES = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16))
+_DTYPES = frozenset(
+    (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.complex128,
+        torch.complex64,
+    )
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +40,8 @@ class ODEProblem:
         f: `f(t, y)`, or `f(t, y, args)` where `args` is given; returns dy/dt with the structure,
             shapes, dtype and device of `y`. `t` arrives in the dtype of `y`: 0-dim under shared
             steps, [B, 1, ..., 1] with the rank of the first leaf under per-sample steps.
-        y0: Initial state: a tensor, or tensors of one floating dtype and device in tuples, lists
-            and dicts.
+        y0: Initial state: a tensor, or tensors of one floating or complex dtype and one device in
+            tuples, lists and dicts.
         t: Output times, [T] with T >= 2, or [B, T] (then coupling must be per-sample); strictly
             monotone in either direction; `t[0]` is where `y0` holds. A tensor of floating dtype, or
             a sequence of numbers. A gradient reaches it.
@@ -53,6 +62,7 @@ class ODEProblem:
             in the backward pass too. The state goes on without a jump. Not differentiable: where
             the place depends on parameters, solve up to it and from it on, whose times have
             gradients.
+        dense: Whether `Solution.dense` is wanted: the solution as a function of time.
         local_error: Whether `Solution.local_error` is wanted: what the solver estimates of its own
             error, summed over its steps, with gradients. For regularisation; only backends that
             step themselves have it.
@@ -81,6 +91,7 @@ class ODEProblem:
     uncontrolled: int = 0
     local_error: bool = False
     jump_t: Tensor | None = None
+    dense: bool = False
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without calling `f`."""
@@ -91,6 +102,11 @@ class ODEProblem:
         object.__setattr__(self, "t", _checked_times(self.t, first))
         object.__setattr__(self, "jump_t", _checked_jumps(self.jump_t, first))
         object.__setattr__(self, "params", _checked_params(self.params))
+        if self.dense and self.running_cost is not None:
+            raise InvalidProblem(
+                "`dense` must not be asked for beside a `running_cost`, got both. Make the cost a "
+                "part of the state."
+            )
         if not 0 <= self.uncontrolled < len(leaves_of(self.y0)):
             raise InvalidProblem(
                 f"`uncontrolled` must leave a leaf in the error norm, got {self.uncontrolled} for "
@@ -173,11 +189,7 @@ def _check_leaf(leaf: object, name: str) -> None:
         )
     if leaf.layout != torch.strided:
         raise InvalidProblem(f"{name} must be dense, got {leaf.layout}. Use `.to_dense()`.")
-    if leaf.is_complex():
-        raise InvalidProblem(
-            f"{name} must be real, got {leaf.dtype}. Integrate torch.view_as_real of it."
-        )
-    if not leaf.is_floating_point():
+    if not (leaf.is_floating_point() or leaf.is_complex()):
         raise InvalidProblem(
             f"{name} must have a floating dtype, got {leaf.dtype}. Use `.float()` or `.double()`."
         )
@@ -192,7 +204,7 @@ def _check_leaf(leaf: object, name: str) -> None:
 
 
 def _check_finite(leaf: Tensor, name: str) -> None:
-    if math.isfinite(leaf.detach().sum()):  # one pass; a sum may overflow where no element did
+    if math.isfinite(abs(leaf.detach().sum())):  # one pass; a sum may overflow where no element did
         return
     bad = ~torch.isfinite(leaf.detach())
     if bad.any():

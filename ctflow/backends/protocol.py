@@ -61,6 +61,8 @@ class Feature(Enum):
     LOCAL_ERROR = "differentiable estimates of its own local error"
     STEP_CONTROL = "PI and PID control, limits of the step, times to step on"
     JUMPS = "declared discontinuities"
+    DENSE = "the solution as a function of time"
+    COMPLEX = "complex states"
 
 
 @dataclass(frozen=True)
@@ -324,6 +326,7 @@ def resolve(problem: ODEProblem, solver: Solver, backend: Backend) -> Solver:
         The settings with method, coupling, gradient and (for adaptive steps) tolerances filled in.
     """
     dtype: torch.dtype = leaves_of(problem.y0)[0].dtype
+    dtype = dtype.to_real() if dtype.is_complex else dtype
     rtol, atol = _TOLERANCES[dtype] if solver.step is None else (None, None)
     full = _with(
         solver,
@@ -408,6 +411,10 @@ def _reasons(problem: ODEProblem, solver: Solver, backend: Backend) -> list[str]
         )
     if problem.jump_t is not None and Feature.JUMPS not in backend.features:
         reasons.append("it does not restart at `jump_t`")
+    if problem.dense and Feature.DENSE not in backend.features:
+        reasons.append("it has no dense output")
+    if leaves_of(problem.y0)[0].is_complex() and Feature.COMPLEX not in backend.features:
+        reasons.append("it integrates no complex states; torch.view_as_real makes them real")
     if problem.local_error and Feature.LOCAL_ERROR not in backend.features:
         reasons.append("it has no differentiable estimate of its local error")
     return reasons

@@ -37,6 +37,8 @@ _FEATURES = frozenset(Feature) - {
     Feature.LOCAL_ERROR,
     Feature.STEP_CONTROL,
     Feature.JUMPS,
+    Feature.DENSE,
+    Feature.COMPLEX,
 }
 
 

@@ -19,11 +19,12 @@ from ctflow.backends.native.gradients import adjoint, checkpointed, direct
 from ctflow.backends.native.gradients.times import attach
 from ctflow.backends.native.loop import Integration, Outcome
 from ctflow.backends.native.methods import METHODS
-from ctflow.backends.native.observers import LocalError
+from ctflow.backends.native.observers import KeepCourse, LocalError
 from ctflow.backends.native.stops import Stops
 from ctflow.backends.native.tableau import Tableau
 from ctflow.backends.protocol import Feature, Solver, resolved
 from ctflow.backends.times import shift
+from ctflow.dense import DenseSolution
 from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, GradientReport, Solution, Stats
@@ -82,6 +83,10 @@ class NativeBackend:
             reasons.append("`backward` tolerances belong to gradient='adjoint'")
         if problem.local_error and method is not None and method.e is None:
             reasons.append(f"method={method.name!r} has no error estimate for `local_error`")
+        if problem.dense and solver.gradient == "adjoint":
+            reasons.append(
+                "the adjoint keeps no steps for `dense`; take gradient='checkpointed' or 'direct'"
+            )
         if problem.local_error and solver.gradient == "adjoint":
             reasons.append(
                 "the adjoint follows the exact solution, which has no `local_error`; take "
@@ -115,7 +120,8 @@ class NativeBackend:
             errors = LocalError(tableau, counted(problem, layout))
         by_adjoint = solver.gradient == "adjoint"
         report = GradientReport(None if by_adjoint else "this gradient is that of the steps taken")
-        checkpoint = partial(checkpointed.run, errors=errors)
+        course = KeepCourse(field, tableau) if problem.dense else None
+        checkpoint = partial(checkpointed.run, errors=errors, course=course)
         differentiate = _Adjoint(solver, report) if by_adjoint else checkpoint
         direct_only = solver.gradient == "direct"
         autocast = Autocast.now(layout.device.type)
@@ -123,7 +129,9 @@ class NativeBackend:
         again = nullcontext() if direct_only or not autocast.enabled else autocast.again()
         with again:
             chosen = None if direct_only else differentiate
-            out, outcome, unfinished = _run(problem, plan, field, y0, times, chosen, solver, errors)
+            out, outcome, unfinished = _run(
+                problem, plan, field, y0, times, chosen, solver, (errors, course)
+            )
         backward = Counts.zeros(layout.batch) if direct_only else None
         settings = resolved(solver, self, tableau.name)
         stats = Stats(settings, outcome.counts, backward, outcome.trace)
@@ -134,7 +142,13 @@ class NativeBackend:
             arrived = outcome.status == 0
             nan = torch.full_like(arrived, torch.nan, dtype=y0.dtype)
             error = nan if error is None else torch.where(arrived.to(error.device), error, nan)
-        return Solution(problem.t, y, outcome.status, stats, outcome.stops, None, report, error)
+        dense = None
+        if outcome.course is not None and not outcome.stops:
+            used = [row for row in tableau.p if any(row)]
+            dense = DenseSolution(layout, *outcome.course, times.detach().new_tensor(used))
+        return Solution(
+            problem.t, y, outcome.status, stats, outcome.stops, None, report, error, dense
+        )
 
 
 def _refuse_forward_mode(t: Tensor) -> None:
@@ -180,7 +194,7 @@ def _run(
     times: Tensor,
     differentiate: _Recomputing | None,
     solver: Solver,
-    errors: LocalError | None,
+    kept: tuple[LocalError | None, KeepCourse | None],
 ) -> tuple[Tensor, Outcome, list[Stats]]:
     """States at the output times, differentiable where anything wants a gradient.
 
@@ -188,13 +202,13 @@ def _run(
     """
     if not torch.is_grad_enabled():
         with torch.inference_mode(False), torch.no_grad():  # inference tensors hide what f changes
-            out, outcome, unfinished = _plain(plan, field, y0, None, errors)
+            out, outcome, unfinished = _plain(plan, field, y0, None, kept)
         return (out.clone() if torch.is_inference_mode_enabled() else out), outcome, unfinished
     gradient, moving = str(solver.gradient), times.requires_grad
     if differentiate is None:
         after, before = plan.beside(field, after=True), plan.beside(field, after=False)
         start = shift(after, times[:, 0], y0, -1.0, None, gradient) if moving else y0
-        out, outcome = direct.run(plan, field, start, errors)
+        out, outcome = direct.run(plan, field, start, *kept)
         outcome.counts.n_f_evals.add_(moving)
         return attach(before, times, y0, out, outcome, gradient), outcome, []
     if torch._C._functorch.is_functorch_wrapped_tensor(y0):  # pyright: ignore
@@ -210,7 +224,7 @@ def _run(
     f0 = reached.detach()
     if not (captures.inputs or y0.requires_grad or moving):
         # Recorded, which costs nothing if nothing is reached.
-        found = _plain(plan, field, y0, f0, errors)
+        found = _plain(plan, field, y0, f0, kept)
         captures.recheck_none(found[0])
         return found
     start = shift(field, times[:, 0], y0, -1.0, f0, gradient) if moving else y0
@@ -220,19 +234,25 @@ def _run(
 
 
 def _plain(
-    plan: Integration, field: Field, y0: Tensor, f0: Tensor | None, errors: LocalError | None
+    plan: Integration,
+    field: Field,
+    y0: Tensor,
+    f0: Tensor | None,
+    kept: tuple[LocalError | None, KeepCourse | None],
 ) -> tuple[Tensor, Outcome, list[Stats]]:
     """The loop alone."""
     save = plan.saver(field, y0)
-    outcome = plan(field, y0, f0, [save] if errors is None else [save, errors])
+    errors, course = kept
+    outcome = plan(field, y0, f0, [save, *(x for x in kept if x is not None)])
     total = None if errors is None else errors.total
-    return save.result(), outcome._replace(local_error=total), []
+    steps = None if course is None else course.result()
+    return save.result(), outcome._replace(local_error=total, course=steps), []
 
 
 def counted(problem: ODEProblem, layout: Layout) -> int:
     """Variables of one sample that are in the error norm."""
     left_out = layout.shapes[len(layout.shapes) - problem.uncontrolled :]
-    return layout.size - sum(shape.numel() for shape in left_out) // layout.batch
+    return layout.size - layout.width(left_out)
 
 
 def adaptive_or_fixed(solver: Solver, n_counted: int, n_variables: int) -> Control:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.native.control import Control, Span, Verdict
-from ctflow.backends.native.observers import Observer, SaveAt
+from ctflow.backends.native.observers import KeepCourse, Observer, SaveAt
 from ctflow.backends.native.step import FlatField, Step, rk_step
 from ctflow.backends.native.stops import Sided, Stops
 from ctflow.backends.native.tableau import Tableau
@@ -31,6 +31,8 @@ class Outcome(NamedTuple):
         trace: Time after each step that moved a sample, the start first.
         size: Size of the next step that each sample would take, [B].
         local_error: What a `LocalError` among the observers came to, [B].
+        course: What a `KeepCourse` kept: starts and ends of steps [n, B], states [n, B, N] and
+            stages [n, S, B, N].
     """
 
     status: Tensor
@@ -39,6 +41,7 @@ class Outcome(NamedTuple):
     trace: Sequence[Tensor]
     size: Tensor
     local_error: Tensor | None = None
+    course: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
 
 class Integration(NamedTuple):
@@ -72,7 +75,7 @@ class Integration(NamedTuple):
         """Run the loop from y0 at the first time of the grid to the last."""
         outcome = integrate(self, field, y0, f0, observers)
         for observer in observers:
-            if isinstance(observer, SaveAt):
+            if isinstance(observer, SaveAt | KeepCourse):
                 outcome.counts.n_f_evals.add_(observer.n_f_evals)
         return outcome
 

@@ -13,7 +13,7 @@ from ctflow.backends.native.step import FlatField, Step, combine, extended
 from ctflow.backends.native.tableau import Tableau
 from ctflow.errors import InvalidProblem
 
-__all__ = ["Hits", "LocalError", "Observer", "RecordGrid", "Recorded", "SaveAt"]
+__all__ = ["Hits", "KeepCourse", "LocalError", "Observer", "RecordGrid", "Recorded", "SaveAt"]
 
 
 class Observer(Protocol):
@@ -121,6 +121,43 @@ class RecordGrid:
     def __call__(self, step: Step, t_new: Tensor) -> None:
         """Keep start, end and state."""
         self.steps.append(Recorded(step.t0, t_new, step.y0))
+
+
+class KeepCourse:
+    """Keeps whole steps, as `ctflow.dense` wants them.
+
+    Args:
+        field: dy/dt, for the stages that only the interpolant uses.
+        tableau: The method.
+
+    Attributes:
+        steps: Start, end, state and stages of each step seen.
+        n_f_evals: Evaluations of stages for the interpolant alone, on behalf of each sample [B].
+    """
+
+    def __init__(self, field: FlatField, tableau: Tableau) -> None:
+        self._field = field
+        self._tableau = tableau
+        self.steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.n_f_evals: Tensor | int = 0
+
+    def __call__(self, step: Step, t_new: Tensor) -> None:
+        """Keep a step; of a sample that it did not move, a step of no length."""
+        self.steps.append((step.t0, t_new, step.y0, self.stages(step)))
+        moved = (t_new != step.t0).cpu()
+        self.n_f_evals = self.n_f_evals + self._tableau.further * moved.to(torch.int64)
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Starts and ends [n, B], states [n, B, N] and stages [n, S, B, N]; None for no step."""
+        if not self.steps:
+            return None
+        t0, t1, y0, k = (torch.stack(column) for column in zip(*self.steps, strict=True))
+        return t0, t1, y0, k
+
+    def stages(self, step: Step) -> Tensor:
+        """The stages that the interpolant uses, [S, B, N]."""
+        k = extended(self._field, self._tableau, step).k
+        return torch.stack([x for x, row in zip(k, self._tableau.p, strict=True) if any(row)])
 
 
 class LocalError:
