@@ -62,6 +62,9 @@ class ODEProblem:
             in the backward pass too. The state goes on without a jump. Not differentiable: where
             the place depends on parameters, solve up to it and from it on, whose times have
             gradients.
+        mask: Which of the times [B, T] count, bool [B, T], for samples with different numbers of
+            times: True up to a sample's last time, False behind it, where `t` may hold anything.
+            There the outputs repeat the state at the sample's last time, and so does `t`.
         dense: Whether `Solution.dense` is wanted: the solution as a function of time.
         local_error: Whether `Solution.local_error` is wanted: what the solver estimates of its own
             error, summed over its steps, with gradients. For regularisation; only backends that
@@ -92,6 +95,7 @@ class ODEProblem:
     local_error: bool = False
     jump_t: Tensor | None = None
     dense: bool = False
+    mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without calling `f`."""
@@ -99,7 +103,7 @@ class ODEProblem:
         if self.running_cost is not None:
             _check_callable(self.running_cost, "`running_cost`", self.args is not None)
         first = _check_state(self.y0, self.batched)
-        object.__setattr__(self, "t", _checked_times(self.t, first))
+        object.__setattr__(self, "t", _checked_times(self.t, first, self.mask))
         object.__setattr__(self, "jump_t", _checked_jumps(self.jump_t, first))
         object.__setattr__(self, "params", _checked_params(self.params))
         if self.dense and self.running_cost is not None:
@@ -215,7 +219,7 @@ def _check_finite(leaf: Tensor, name: str) -> None:
         )
 
 
-def _checked_times(t: object, first: Tensor) -> Tensor:
+def _checked_times(t: object, first: Tensor, mask: Tensor | None) -> Tensor:
     if isinstance(t, Sequence | np.ndarray) and not isinstance(t, str):
         t = _times_of_numbers(cast("Sequence[object]", t), first)
     if not isinstance(t, Tensor):
@@ -242,8 +246,43 @@ def _checked_times(t: object, first: Tensor) -> Tensor:
             f"`t` of shape {list(t.shape)} must have a row for each sample, got `y0` of shape "
             f"{list(first.shape)}. Make dimension 0 of `y0` the batch."
         )
-    _check_monotone(t.detach())
-    return t.to(first.device)
+    if mask is None:
+        _check_monotone(t.detach())
+        return t.to(first.device)
+    counts = _checked_mask(mask, t)
+    last = (counts - 1).to(t.device).unsqueeze(1)
+    column = torch.arange(t.shape[1], device=t.device).expand_as(t)
+    filled = t.gather(1, torch.minimum(column, last))
+    for n in counts.unique().tolist():
+        if n > 1:
+            rows = (counts == n).nonzero().flatten()
+            _check_monotone(filled.detach()[rows.to(t.device), :n], rows)
+    _check_all_finite(filled.detach())
+    return filled.to(first.device)
+
+
+def _checked_mask(mask: object, t: Tensor) -> Tensor:
+    """Number of times of each sample, [B], on the CPU."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise InvalidProblem(
+            f"`mask` must be a bool tensor, got {kind}. Compare, or use `.bool()`."
+        )
+    if t.dim() != 2 or mask.shape != t.shape:
+        raise InvalidProblem(
+            f"`mask` must have the shape [B, T] of `t`, got {list(mask.shape)} for "
+            f"{list(t.shape)}. Give each sample its own row of times."
+        )
+    known = mask.cpu()
+    counts = known.sum(dim=1)
+    wrong = (known != (torch.arange(t.shape[1]) < counts.unsqueeze(1))).any(dim=1) | (counts == 0)
+    if wrong.any():
+        b = int(wrong.nonzero()[0])
+        raise InvalidProblem(
+            "`mask` must be True up to a sample's last time and False behind it, got "
+            f"{known[b].tolist()} for sample {b}. Move the times that count to the front."
+        )
+    return counts
 
 
 def _times_of_numbers(t: Sequence[object], first: Tensor, name: str = "`t`") -> Tensor:
@@ -278,14 +317,18 @@ def _checked_jumps(jumps: object, first: Tensor) -> Tensor | None:
     return jumps.to(first.device) if len(jumps) else None
 
 
-def _check_monotone(t: Tensor) -> None:
-    values: Any = t.double().cpu() if t.device.type != "mps" else t.cpu().double()
-    if values.dim() == 1 and _is_monotone(values):  # the usual case
-        return
+def _check_all_finite(values: Tensor) -> None:
     if not torch.isfinite(values).all():
         raise InvalidProblem(
             f"`t` must be finite, got {values.tolist()}. Remove NaN and infinite times."
         )
+
+
+def _check_monotone(t: Tensor, rows: Tensor | None = None) -> None:
+    values: Any = t.double().cpu() if t.device.type != "mps" else t.cpu().double()
+    if values.dim() == 1 and _is_monotone(values):  # the usual case
+        return
+    _check_all_finite(values)
     step = values.diff(dim=-1)
     wrong = step * torch.sign(step[..., :1]) <= 0
     if not wrong.any():
@@ -293,7 +336,7 @@ def _check_monotone(t: Tensor) -> None:
     where = wrong.nonzero()[0].tolist()
     row, i = values[tuple(where[:-1])], where[-1]
     before, after = row[i].item(), row[i + 1].item()
-    sample = f"[{where[0]}]" if len(where) == 2 else ""
+    sample = f"[{where[0] if rows is None else int(rows[where[0]])}]" if len(where) == 2 else ""
     todo = "Remove the repeated time." if before == after else "Sort the times."
     raise InvalidProblem(
         f"`t` must be strictly monotone, got t{sample}[{i + 1}]={after:g} after "

@@ -63,6 +63,7 @@ class Feature(Enum):
     JUMPS = "declared discontinuities"
     DENSE = "the solution as a function of time"
     COMPLEX = "complex states"
+    RAGGED = "samples with different numbers of times"
 
 
 @dataclass(frozen=True)
@@ -411,6 +412,8 @@ def _reasons(problem: ODEProblem, solver: Solver, backend: Backend) -> list[str]
         )
     if problem.jump_t is not None and Feature.JUMPS not in backend.features:
         reasons.append("it does not restart at `jump_t`")
+    if problem.mask is not None and Feature.RAGGED not in backend.features:
+        reasons.append("it takes no `mask` of times")
     if problem.dense and Feature.DENSE not in backend.features:
         reasons.append("it has no dense output")
     if leaves_of(problem.y0)[0].is_complex() and Feature.COMPLEX not in backend.features:

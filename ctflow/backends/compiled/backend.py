@@ -39,6 +39,7 @@ _FEATURES = frozenset(Feature) - {
     Feature.JUMPS,
     Feature.DENSE,
     Feature.COMPLEX,
+    Feature.RAGGED,
 }
 
 

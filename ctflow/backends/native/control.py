@@ -124,7 +124,8 @@ class Adaptive:
         d0, d1 = self._rms(y0 / scale), self._rms(f0 / scale)
         tiny = (d0 < 1e-5) | (d1 < 1e-5)
         h0 = torch.where(tiny, 1e-6, 0.01 * d0 / d1).to(length.dtype)
-        h0 = torch.minimum(h0, length)
+        going = length > 0  # a sample at rest gets a size for an interval that comes later
+        h0 = torch.where(going, torch.minimum(h0, length), h0)
         t = span.t0 + span.direction * h0
         t = torch.where(h0 == length, span.t1, t)
         signed = (span.direction * h0).to(y0.dtype).unsqueeze(-1)
@@ -137,7 +138,8 @@ class Adaptive:
         h = torch.minimum(100 * h0, h1)
         h = torch.where(torch.isfinite(h) & (h > 0), h, h0).to(length.dtype)
         resolved = 64 * torch.finfo(length.dtype).eps * span.t0.abs()  # else time would not move
-        h = torch.minimum(torch.maximum(h, resolved), length)
+        h = torch.maximum(h, resolved)
+        h = torch.where(going, torch.minimum(h, length), h)
         if self.least > 0 or self.most < math.inf:
             h = h.clamp(self.least, self.most)
         return h, 1

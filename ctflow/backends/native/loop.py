@@ -207,6 +207,9 @@ def integrate(
     rows = _Rows.all(y0, 1 + n_probes)
     place = _Place(span.t0, y0, f0, size)
     trace = [place.t]
+    at_rest = span.t0 == span.t1
+    if bool(at_rest.any()):
+        rows.retire(at_rest)
     place = _drop_bad_starts(rows, place)
     for _ in range(plan.max_steps):
         if not rows.n_active:

@@ -95,7 +95,15 @@ class SaveAt:
         start = torch.arange(batch, device=values.device)
         blank = values.new_full((n_times * batch, values.shape[1]), torch.nan)
         filled = blank.index_copy(0, torch.cat([start, *places]), values)
-        return filled.reshape(n_times, batch, -1)
+        filled = filled.reshape(n_times, batch, -1)
+        if bool(self.at_rest.any()):
+            filled = torch.where(self.at_rest.unsqueeze(1), self._y0, filled)
+        return filled
+
+    @property
+    def at_rest(self) -> Tensor:
+        """Samples whose times are all one, bool [B]: every output is their initial state."""
+        return self._grid[:, -1] == self._grid[:, 0]
 
 
 class Recorded(NamedTuple):
