@@ -247,14 +247,17 @@ def _first_size(
     if plan.stops is not None:  # its probe stays before the first jump
         span = span._replace(t1=plan.stops.next_after(span.t0, span))
         field = Sided(field, plan.stops, -span.direction)
-    return plan.control.first(field, plan.tableau, span, y0, f0)
+    size, n_probes = plan.control.first(field, plan.tableau, span, y0, f0)
+    return size.detach(), n_probes  # of tangents, which `no_grad` lets through
 
 
 @torch.no_grad()
 def _judge(plan: Integration, step: Step, place: _Place) -> Verdict:
-    if place.memory is None:
-        return plan.control.judge(plan.tableau, step, place.size)
-    return plan.control.judge(plan.tableau, step, place.size, place.memory)
+    known = () if place.memory is None else (place.memory,)
+    verdict = plan.control.judge(plan.tableau, step, place.size, *known)
+    # `no_grad` lets the tangents of forward mode through.
+    memory = None if verdict.memory is None else verdict.memory.detach()
+    return Verdict(verdict.accepted, verdict.size.detach(), verdict.finite, memory)
 
 
 def _end(plan: Integration, span: Span, rows: _Rows, place: _Place) -> Tensor:
