@@ -334,7 +334,7 @@ def wrong_weights() -> NativeBackend:
 def low_order_interpolant() -> NativeBackend:
     """Straight lines inside a step."""
     table = METHODS["dopri5"]
-    return NativeBackend(tableau=replace(table, p=tuple((w,) for w in table.b)))
+    return NativeBackend(tableau=replace(table, p=tuple((w,) for w in table.b), dense_order=1))
 
 
 BOTH = DIRECT | {Feature.PER_SAMPLE}
