@@ -1,8 +1,9 @@
 """ctflow: neural differential equations in PyTorch, with solvers that swap by one argument."""
 
-from ctflow.api import compile_ahead, odeint, solve
+from ctflow.api import compile_ahead, odeint, odeint_dense, solve
 from ctflow.api_sde import sdeint, solve_sde
-from ctflow.backends.protocol import Solver, Tolerances
+from ctflow.backends.protocol import Controller, Solver, Tolerances
+from ctflow.dense import DenseSolution
 from ctflow.errors import (
     BackendUnavailable,
     CtflowError,
@@ -16,7 +17,9 @@ from ctflow.solution import Solution, Stats, Status
 
 __all__ = [
     "BackendUnavailable",
+    "Controller",
     "CtflowError",
+    "DenseSolution",
     "InvalidProblem",
     "ODEProblem",
     "SDEProblem",
@@ -29,6 +32,7 @@ __all__ = [
     "Unsupported",
     "compile_ahead",
     "odeint",
+    "odeint_dense",
     "sdeint",
     "solve",
     "solve_sde",

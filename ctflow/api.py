@@ -13,12 +13,13 @@ from torch import Tensor
 from ctflow.backends import registry
 from ctflow.backends.cost import split_cost, with_cost
 from ctflow.backends.protocol import Backend, Gradient, Solver, check, resolve
-from ctflow.errors import CtflowError, InvalidProblem
+from ctflow.dense import DenseSolution
+from ctflow.errors import CtflowError, InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import Solution, raise_if_failed
 from ctflow.state import State, leaves_of, map_leaves
 
-__all__ = ["as_solver", "compile_ahead", "odeint", "solve"]
+__all__ = ["as_solver", "compile_ahead", "odeint", "odeint_dense", "solve"]
 
 S = TypeVar("S", bound="State")
 
@@ -36,6 +37,7 @@ def odeint(
     solver: Solver | str | None = None,
     args: Any = None,  # noqa: ANN401 - handed to f as it is
     params: Iterable[Tensor] | None = None,
+    jump_t: Tensor | Sequence[float] | None = None,
 ) -> S:
     """Integrate  dy/dt = f(t, y)  from y0 at t[0] and return the state at every t.
 
@@ -52,6 +54,7 @@ def odeint(
             the keywords above replace its fields.
         args: Third argument of `f`; gradients reach its tensors.
         params: Tensors wanted a gradient for that ctflow could not find by itself.
+        jump_t: Times at which `f` is discontinuous; see `ODEProblem`.
 
     Returns:
         The structure of `y0`, each leaf [T, *shape]; entry 0 is `y0`. Differentiable with respect
@@ -69,22 +72,83 @@ def odeint(
         >>> y.shape
         torch.Size([2, 2])
     """
-    given = {
-        name: value
-        for name, value in (
-            ("backend", backend),
-            ("method", method),
-            ("rtol", rtol),
-            ("atol", atol),
-            ("gradient", gradient),
-        )
-        if value is not None
-    }
     # ODEProblem turns numbers and iterables into tensors and tuples.
-    problem = ODEProblem(f, y0, t, params, args)  # pyright: ignore[reportArgumentType]
-    settings = as_solver(solver)
-    settings = replace(settings, **given) if given else settings  # pyright: ignore[reportArgumentType]
+    problem = ODEProblem(f, y0, t, params, args, jump_t=jump_t)  # pyright: ignore[reportArgumentType]
+    settings = _settings(
+        solver, backend=backend, method=method, rtol=rtol, atol=atol, gradient=gradient
+    )
     return raise_if_failed(solve(problem, settings)).y
+
+
+def odeint_dense(
+    f: Any,  # noqa: ANN401 - any callable; ODEProblem checks it
+    y0: State,
+    t: Tensor | Sequence[float],
+    *,
+    backend: str | Backend | None = None,
+    method: str | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    gradient: Gradient | None = None,
+    solver: Solver | str | None = None,
+    args: Any = None,  # noqa: ANN401 - handed to f as it is
+    params: Iterable[Tensor] | None = None,
+    jump_t: Tensor | Sequence[float] | None = None,
+) -> DenseSolution:
+    """Integrate  dy/dt = f(t, y)  from y0 at t[0] to t[-1] and return the solution as a function.
+
+    Args:
+        f: The dynamics, `f(t, y)`, or `f(t, y, args)` where `args` is given.
+        y0: Initial state at `t[0]`: a tensor, or tensors in tuples, lists and dicts.
+        t: Start and end, [2]; or [B, 2], a row for each sample.
+        backend: Who solves; a backend without dense output refuses.
+        method: "dopri5" and the like: its own interpolant is what comes back.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance, in units of `y`.
+        gradient: "direct" or "checkpointed".
+        solver: A `Solver`, or a backend's name; the keywords above replace its fields.
+        args: Third argument of `f`; gradients reach its tensors.
+        params: Tensors wanted a gradient for that ctflow could not find by itself.
+        jump_t: Times at which `f` is discontinuous; see `ODEProblem`.
+
+    Returns:
+        `sol`, with `sol(t)` and `sol.derivative(t)` at any time between, differentiable with
+        respect to t, `y0`, `t[0]`, `args`, `params` and whatever `f` reaches.
+
+    Raises:
+        InvalidProblem: If the input makes no sense.
+        Unsupported: If the backend cannot do what is asked.
+        BackendUnavailable: If there is no such backend here.
+        SolveFailed: If any sample did not reach the last time.
+
+    Cost:
+        Memory of the state and of every stage of each step; for methods whose interpolant takes
+        further stages, these at every step.
+
+    Example:
+        >>> import torch
+        >>> sol = odeint_dense(lambda t, y: -y, torch.ones(1).double(), [0.0, 2.0], rtol=1e-8)
+        >>> round(float(sol(1.0)), 6), round(float(sol.derivative(1.0)), 6)
+        (0.367879, -0.367879)
+    """
+    problem = ODEProblem(f, y0, t, params, args, jump_t=jump_t, dense=True)  # pyright: ignore[reportArgumentType]
+    settings = _settings(
+        solver, backend=backend, method=method, rtol=rtol, atol=atol, gradient=gradient
+    )
+    dense = raise_if_failed(solve(problem, settings)).dense
+    if dense is None:
+        raise Unsupported(
+            f"backend {settings.backend!r} returned no dense output, although it says it has it. "
+            "Use backend='native'."
+        )
+    return dense
+
+
+def _settings(solver: Solver | str | None, **given: Any) -> Solver:  # noqa: ANN401
+    """The solver with the keywords that were given in the place of its fields."""
+    settings = as_solver(solver)
+    given = {name: value for name, value in given.items() if value is not None}
+    return replace(settings, **given) if given else settings
 
 
 def solve(problem: ODEProblem, solver: Solver | str | None = None) -> Solution:

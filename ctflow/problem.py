@@ -20,7 +20,16 @@ from ctflow.state import State, leaves_of
 __all__ = ["ODEProblem"]
 
 _FEW_TIMES = 200  # up to which a loop in Python is quicker than two tensor operations
-_DTYPES = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16))
+_DTYPES = frozenset(
+    (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.complex128,
+        torch.complex64,
+    )
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +40,8 @@ class ODEProblem:
         f: `f(t, y)`, or `f(t, y, args)` where `args` is given; returns dy/dt with the structure,
             shapes, dtype and device of `y`. `t` arrives in the dtype of `y`: 0-dim under shared
             steps, [B, 1, ..., 1] with the rank of the first leaf under per-sample steps.
-        y0: Initial state: a tensor, or tensors of one floating dtype and device in tuples, lists
-            and dicts.
+        y0: Initial state: a tensor, or tensors of one floating or complex dtype and one device in
+            tuples, lists and dicts.
         t: Output times, [T] with T >= 2, or [B, T] (then coupling must be per-sample); strictly
             monotone in either direction; `t[0]` is where `y0` holds. A tensor of floating dtype, or
             a sequence of numbers. A gradient reaches it.
@@ -48,6 +57,15 @@ class ODEProblem:
             a tensor of any shape; also several in tuples, lists and dicts. Gradients pass through.
         cost_in_norm: Whether the integral's error takes part in choosing the steps.
         uncontrolled: So many last leaves of `y0` stay out of the error norm.
+        jump_t: Times, [J] or numbers, at which `f` is discontinuous in `t`, in any order. Steps end
+            there; before, `f` sees times before the jump only, and after it times behind it only,
+            in the backward pass too. The state goes on without a jump. Not differentiable: where
+            the place depends on parameters, solve up to it and from it on, whose times have
+            gradients.
+        mask: Which of the times [B, T] count, bool [B, T], for samples with different numbers of
+            times: True up to a sample's last time, False behind it, where `t` may hold anything.
+            There the outputs repeat the state at the sample's last time, and so does `t`.
+        dense: Whether `Solution.dense` is wanted: the solution as a function of time.
         local_error: Whether `Solution.local_error` is wanted: what the solver estimates of its own
             error, summed over its steps, with gradients. For regularisation; only backends that
             step themselves have it.
@@ -75,6 +93,9 @@ class ODEProblem:
     cost_in_norm: bool = True
     uncontrolled: int = 0
     local_error: bool = False
+    jump_t: Tensor | None = None
+    dense: bool = False
+    mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without calling `f`."""
@@ -82,8 +103,14 @@ class ODEProblem:
         if self.running_cost is not None:
             _check_callable(self.running_cost, "`running_cost`", self.args is not None)
         first = _check_state(self.y0, self.batched)
-        object.__setattr__(self, "t", _checked_times(self.t, first))
+        object.__setattr__(self, "t", _checked_times(self.t, first, self.mask))
+        object.__setattr__(self, "jump_t", _checked_jumps(self.jump_t, first))
         object.__setattr__(self, "params", _checked_params(self.params))
+        if self.dense and self.running_cost is not None:
+            raise InvalidProblem(
+                "`dense` must not be asked for beside a `running_cost`, got both. Make the cost a "
+                "part of the state."
+            )
         if not 0 <= self.uncontrolled < len(leaves_of(self.y0)):
             raise InvalidProblem(
                 f"`uncontrolled` must leave a leaf in the error norm, got {self.uncontrolled} for "
@@ -166,11 +193,7 @@ def _check_leaf(leaf: object, name: str) -> None:
         )
     if leaf.layout != torch.strided:
         raise InvalidProblem(f"{name} must be dense, got {leaf.layout}. Use `.to_dense()`.")
-    if leaf.is_complex():
-        raise InvalidProblem(
-            f"{name} must be real, got {leaf.dtype}. Integrate torch.view_as_real of it."
-        )
-    if not leaf.is_floating_point():
+    if not (leaf.is_floating_point() or leaf.is_complex()):
         raise InvalidProblem(
             f"{name} must have a floating dtype, got {leaf.dtype}. Use `.float()` or `.double()`."
         )
@@ -185,7 +208,7 @@ def _check_leaf(leaf: object, name: str) -> None:
 
 
 def _check_finite(leaf: Tensor, name: str) -> None:
-    if math.isfinite(leaf.detach().sum()):  # one pass; a sum may overflow where no element did
+    if math.isfinite(abs(leaf.detach().sum())):  # one pass; a sum may overflow where no element did
         return
     bad = ~torch.isfinite(leaf.detach())
     if bad.any():
@@ -196,7 +219,7 @@ def _check_finite(leaf: Tensor, name: str) -> None:
         )
 
 
-def _checked_times(t: object, first: Tensor) -> Tensor:
+def _checked_times(t: object, first: Tensor, mask: Tensor | None) -> Tensor:
     if isinstance(t, Sequence | np.ndarray) and not isinstance(t, str):
         t = _times_of_numbers(cast("Sequence[object]", t), first)
     if not isinstance(t, Tensor):
@@ -223,11 +246,46 @@ def _checked_times(t: object, first: Tensor) -> Tensor:
             f"`t` of shape {list(t.shape)} must have a row for each sample, got `y0` of shape "
             f"{list(first.shape)}. Make dimension 0 of `y0` the batch."
         )
-    _check_monotone(t.detach())
-    return t.to(first.device)
+    if mask is None:
+        _check_monotone(t.detach())
+        return t.to(first.device)
+    counts = _checked_mask(mask, t)
+    last = (counts - 1).to(t.device).unsqueeze(1)
+    column = torch.arange(t.shape[1], device=t.device).expand_as(t)
+    filled = t.gather(1, torch.minimum(column, last))
+    for n in counts.unique().tolist():
+        if n > 1:
+            rows = (counts == n).nonzero().flatten()
+            _check_monotone(filled.detach()[rows.to(t.device), :n], rows)
+    _check_all_finite(filled.detach())
+    return filled.to(first.device)
 
 
-def _times_of_numbers(t: Sequence[object], first: Tensor) -> Tensor:
+def _checked_mask(mask: object, t: Tensor) -> Tensor:
+    """Number of times of each sample, [B], on the CPU."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise InvalidProblem(
+            f"`mask` must be a bool tensor, got {kind}. Compare, or use `.bool()`."
+        )
+    if t.dim() != 2 or mask.shape != t.shape:
+        raise InvalidProblem(
+            f"`mask` must have the shape [B, T] of `t`, got {list(mask.shape)} for "
+            f"{list(t.shape)}. Give each sample its own row of times."
+        )
+    known = mask.cpu()
+    counts = known.sum(dim=1)
+    wrong = (known != (torch.arange(t.shape[1]) < counts.unsqueeze(1))).any(dim=1) | (counts == 0)
+    if wrong.any():
+        b = int(wrong.nonzero()[0])
+        raise InvalidProblem(
+            "`mask` must be True up to a sample's last time and False behind it, got "
+            f"{known[b].tolist()} for sample {b}. Move the times that count to the front."
+        )
+    return counts
+
+
+def _times_of_numbers(t: Sequence[object], first: Tensor, name: str = "`t`") -> Tensor:
     dtype = torch.float32 if first.device.type == "mps" else torch.float64  # MPS has no float64
     try:
         if any(isinstance(x, Tensor) and x.requires_grad for x in leaves_of(t)):
@@ -235,19 +293,42 @@ def _times_of_numbers(t: Sequence[object], first: Tensor) -> Tensor:
         return torch.tensor(t, dtype=dtype, device=first.device)
     except (TypeError, ValueError, RuntimeError):
         raise InvalidProblem(
-            f"`t` must be a tensor or a sequence of numbers, got {list(t)!r}. "
+            f"{name} must be a tensor or a sequence of numbers, got {list(t)!r}. "
             "Use torch.stack to join 0-dim tensors, so that gradients reach them."
         ) from None
 
 
-def _check_monotone(t: Tensor) -> None:
-    values: Any = t.double().cpu() if t.device.type != "mps" else t.cpu().double()
-    if values.dim() == 1 and _is_monotone(values):  # the usual case
-        return
+def _checked_jumps(jumps: object, first: Tensor) -> Tensor | None:
+    """Places of jumps in time's own dtype on the state's device; None for none."""
+    if jumps is None:
+        return None
+    if not isinstance(jumps, Tensor):
+        jumps = _times_of_numbers(list(cast("Iterable[object]", jumps)), first, "`jump_t`")
+    if jumps.requires_grad:
+        raise Unsupported(
+            "`jump_t` must not require a gradient: the places of jumps are constants of a solve. "
+            "Detach it; or solve up to the jump and from it on, whose times have gradients."
+        )
+    if jumps.dim() != 1 or not jumps.is_floating_point() or not torch.isfinite(jumps).all():
+        raise InvalidProblem(
+            f"`jump_t` must be [J] finite times of floating dtype, got {jumps!r:.80}. "
+            "Write jump_t=[0.5, 1.0]."
+        )
+    return jumps.to(first.device) if len(jumps) else None
+
+
+def _check_all_finite(values: Tensor) -> None:
     if not torch.isfinite(values).all():
         raise InvalidProblem(
             f"`t` must be finite, got {values.tolist()}. Remove NaN and infinite times."
         )
+
+
+def _check_monotone(t: Tensor, rows: Tensor | None = None) -> None:
+    values: Any = t.double().cpu() if t.device.type != "mps" else t.cpu().double()
+    if values.dim() == 1 and _is_monotone(values):  # the usual case
+        return
+    _check_all_finite(values)
     step = values.diff(dim=-1)
     wrong = step * torch.sign(step[..., :1]) <= 0
     if not wrong.any():
@@ -255,7 +336,7 @@ def _check_monotone(t: Tensor) -> None:
     where = wrong.nonzero()[0].tolist()
     row, i = values[tuple(where[:-1])], where[-1]
     before, after = row[i].item(), row[i + 1].item()
-    sample = f"[{where[0]}]" if len(where) == 2 else ""
+    sample = f"[{where[0] if rows is None else int(rows[where[0]])}]" if len(where) == 2 else ""
     todo = "Remove the repeated time." if before == after else "Sort the times."
     raise InvalidProblem(
         f"`t` must be strictly monotone, got t{sample}[{i + 1}]={after:g} after "

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctflow.dense import DenseSolution
 from ctflow.errors import InvalidProblem, SolveFailed, Unsupported
 
 __all__ = [
@@ -231,6 +232,8 @@ class Solution:
         local_error: Sum over the accepted steps of step size times estimated local error (root mean
             square over a sample's variables), [B], in units of `y` times `t`; differentiable. None
             unless the problem asks for it.
+        dense: The solution as a function of time, if the problem asks for it; None where a sample
+            failed.
 
     A failed sample is a constant of the gradient: it sends none, so that it cannot spoil what the
     others send to shared parameters.
@@ -246,6 +249,7 @@ class Solution:
         default_factory=lambda: GradientReport("this backend does not report")
     )
     local_error: Tensor | None = None
+    dense: DenseSolution | None = None
 
     @property
     def ok(self) -> bool:
@@ -260,8 +264,8 @@ _CAUSES = {
         "`atol`, or make `f` smoother."
     ),
     Status.STEP_TOO_SMALL: (
-        "The step fell below the resolution of time: the solution probably has a singularity or "
-        "`f` a jump here. Check `f` around this time, or loosen `rtol` and `atol`."
+        "The step fell below the resolution of time, or `min_step`: the solution probably has a "
+        "singularity or `f` a jump here. Check `f` around this time, or loosen `rtol` and `atol`."
     ),
     Status.NON_FINITE: (
         "`f` or the state became NaN or infinite here: the solution probably blows up, or `f` is "

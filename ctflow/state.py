@@ -1,4 +1,4 @@
-"""User state (a tensor, or tensors in tuples, lists and dicts) as one flat tensor [B, N]."""
+"""User state (a tensor, or tensors in tuples, lists and dicts) as one flat real tensor [B, N]."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def flatten_args(tree: object) -> tuple[list[Any], Callable[[Sequence[Any]], Any
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each leaf of a state lies in the flat tensor [B, N].
+    """Where each leaf of a state lies in the flat tensor [B, N], real and imaginary parts apart.
 
     Args:
         treespec: Structure of the user's state.
@@ -94,12 +94,26 @@ class Layout:
 
     @cached_property
     def size(self) -> int:
-        """N: variables of one system."""
-        return sum(shape.numel() for shape in self.shapes) // self.batch
+        """N: real variables of one system."""
+        return self.width(self.shapes)
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether the leaves are complex; the flat tensor never is."""
+        return self.dtype.is_complex
+
+    @cached_property
+    def real_dtype(self) -> torch.dtype:
+        """Dtype of the flat tensor, and of the time that `f` gets."""
+        return self.dtype.to_real() if self.is_complex else self.dtype
+
+    def width(self, shapes: Sequence[torch.Size]) -> int:
+        """Real variables of one system in leaves of such shapes."""
+        return sum(shape.numel() for shape in shapes) * (1 + self.is_complex) // self.batch
 
     def pack(self, y: State) -> Tensor:
         """The user's state as [B, N]; a view where the state is one contiguous tensor."""
-        flat = [leaf.reshape(self.batch, -1) for leaf in pytree.tree_leaves(y)]
+        flat = [_real(leaf).reshape(self.batch, -1) for leaf in pytree.tree_leaves(y)]
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
     @cached_property
@@ -111,14 +125,19 @@ class Layout:
         """The flat tensor [..., B, N] as the user's state, leading dimensions kept on each leaf."""
         lead = flat.shape[:-2]
         if self.is_tensor:
-            return flat.reshape(lead + self.shapes[0])
+            return self._shaped(flat, lead + self.shapes[0])
         if len(self.shapes) == 1:
-            return pytree.tree_unflatten([flat.reshape(lead + self.shapes[0])], self.treespec)
-        sizes = [shape.numel() // self.batch for shape in self.shapes]
-        parts = flat.split(sizes, dim=-1)
+            leaf = self._shaped(flat, lead + self.shapes[0])
+            return pytree.tree_unflatten([leaf], self.treespec)
+        parts = flat.split([self.width([shape]) for shape in self.shapes], dim=-1)
         pairs = zip(parts, self.shapes, strict=True)
-        leaves = [part.reshape(lead + shape) for part, shape in pairs]
+        leaves = [self._shaped(part, lead + shape) for part, shape in pairs]
         return pytree.tree_unflatten(leaves, self.treespec)
+
+    def _shaped(self, part: Tensor, shape: torch.Size) -> Tensor:
+        if not self.is_complex:
+            return part.reshape(shape)
+        return torch.view_as_complex(part.reshape((*shape, 2)).contiguous())
 
     def time(self, t: Tensor) -> Tensor:
         """Times [B] in the shape in which `f` gets them: 0-dim, or [B, 1, ..., 1]."""
@@ -148,7 +167,7 @@ class Layout:
             and leaf.dtype == self.dtype
             and leaf.device == self.device
         ):
-            return leaf.reshape(self.batch, -1)
+            return _real(leaf).reshape(self.batch, -1)
         name = "" if len(self.shapes) == 1 else f" (leaf {i})"
         if not isinstance(leaf, Tensor):
             raise InvalidProblem(
@@ -171,7 +190,12 @@ class Layout:
                 "Give `y0` the dtype of the parameters, or cast inside `f`."
             )
         # Autocast lowers products; the state keeps its precision.
-        return leaf.to(self.dtype).reshape(self.batch, -1)
+        return _real(leaf.to(self.dtype)).reshape(self.batch, -1)
+
+
+def _real(leaf: Tensor) -> Tensor:
+    """Real and imaginary part as a last dimension; a real leaf itself."""
+    return torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
 
 
 def _in_order(dy: object, like: object, path: str) -> list[Any]:

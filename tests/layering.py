@@ -31,6 +31,7 @@ _MODULES = {
     "ctflow.state": Place(2, frozenset({1})),
     "ctflow.problem": Place(3, frozenset({1, 2})),
     "ctflow.sde": Place(3, frozenset({1, 2})),
+    "ctflow.dense": Place(3, frozenset({1, 2})),
     "ctflow.solution": Place(3, frozenset({1, 2})),
     "ctflow.backends.protocol": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.field": Place(4, frozenset({1, 2, 3})),
@@ -68,6 +69,7 @@ _PACKAGES = {
 _ALSO = {
     ("ctflow.backends.compiled", "ctflow.backends.native"),
     ("ctflow.sde", "ctflow.problem"),
+    ("ctflow.solution", "ctflow.dense"),
     ("ctflow.api_sde", "ctflow.api"),
     ("ctflow.backends.captures", "ctflow.backends.field"),
     ("ctflow.backends.captures", "ctflow.backends.places"),

@@ -33,7 +33,6 @@ STATES: dict[str, tuple[Any, str]] = {
     "None": (None, "torch.as_tensor"),
     "integers": (torch.ones(2, dtype=torch.int64), "`.float()` or `.double()`"),
     "booleans": (torch.ones(2, dtype=torch.bool), "`.float()` or `.double()`"),
-    "complex": (torch.ones(2, dtype=torch.complex64), "view_as_real"),
     "eight bits": (torch.ones(2).to(torch.float8_e4m3fn), "`.float()`"),
     "sparse": (torch.eye(2).to_sparse(), "`.to_dense()`"),
     "empty": (torch.ones(0, 2), "Skip the solve"),

@@ -312,7 +312,8 @@ def effect_of_drift(
     length = (times[0] - times[1]).abs().to(d.dtype)
     lasting = torch.minimum(length, 1 / rate.clamp(min=_SMALLEST))
     changed = _rms(there.pulled - here.pulled) * lasting / _rms(a).clamp(min=_SMALLEST)
-    moved = field.weighted((1.0, -1.0), (there, here), lasting.unsqueeze(1), keep=False)
+    weight = lasting.to(d.dtype).unsqueeze(1)
+    moved = field.weighted((1.0, -1.0), (there, here), weight, keep=False)
     none = torch.zeros_like(lasting).sum()
     return _finite_or_inf(changed), _finite_or_inf(_norm(moved) + none)
 
@@ -417,7 +418,8 @@ def _finite_or_inf(x: Tensor) -> Tensor:
 
 def _rms(x: Tensor) -> Tensor:
     """Root mean square over the variables of each sample."""
-    return torch.linalg.vector_norm(x, dim=-1) * x.shape[-1] ** -0.5
+    wide = x.float() if x.dtype.itemsize < 4 else x  # half precision has no `_SMALLEST`
+    return torch.linalg.vector_norm(wide, dim=-1) * x.shape[-1] ** -0.5
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -39,7 +39,7 @@ def with_cost(problem: ODEProblem, per_sample: bool) -> ODEProblem:
         return problem
     y0: Any = problem.y0
     layout = Layout.of(y0, per_sample)
-    start = problem.t.detach()[..., 0].expand(layout.batch).to(layout.dtype)
+    start = problem.t.detach()[..., 0].expand(layout.batch).to(layout.real_dtype)
     with torch.enable_grad():
         first = _Both(problem.f, cost, problem.args is not None).cost_of(
             layout.time(start), y0, problem.args

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from numbers import Real
@@ -18,6 +18,7 @@ from ctflow.state import leaves_of
 
 __all__ = [
     "Backend",
+    "Controller",
     "Coupling",
     "Feature",
     "Gradient",
@@ -58,6 +59,11 @@ class Feature(Enum):
     SECOND_ORDER = "second derivatives"
     UNCONTROLLED = "parts of the state outside the error norm"
     LOCAL_ERROR = "differentiable estimates of its own local error"
+    STEP_CONTROL = "PI and PID control, limits of the step, times to step on"
+    JUMPS = "declared discontinuities"
+    DENSE = "the solution as a function of time"
+    COMPLEX = "complex states"
+    RAGGED = "samples with different numbers of times"
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,77 @@ class Tolerances:
 
 
 @dataclass(frozen=True)
+class Controller:
+    """How the next step size follows from the errors of the last steps.
+
+    With r the error of a step in tolerances and k one more than the order of its estimate, a step
+    is followed by one of
+
+        h safety r_n^(-(i + p + d) / k) r_(n-1)^((p + 2 d) / k) r_(n-2)^(-d / k),
+
+    and a rejected one is repeated with h safety r^(-1 / k).
+
+    Args:
+        i: Integral part.
+        p: Proportional part.
+        d: Derivative part.
+        safety: Factor on what the errors suggest.
+        shrink: Smallest factor from one step to the next.
+        grow: Largest factor from one step to the next.
+
+    Raises:
+        InvalidProblem: For a value that no backend could honour.
+
+    Source:
+        Soderlind 2003, Digital filters in adaptive time-stepping, ACM Trans. Math. Softw. 29.
+
+    Example:
+        >>> Solver(controller=Controller(i=0.3, p=0.2)).controller.p
+        0.2
+    """
+
+    i: float = 1.0
+    p: float = 0.0
+    d: float = 0.0
+    safety: float = 0.9
+    shrink: float = 0.2
+    grow: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no control."""
+        for name in ("i", "p", "d"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise InvalidProblem(f"`{name}` must be finite, got {value!r}. Pass a float.")
+        if not self.i > 0:
+            raise InvalidProblem(
+                f"`i` must be positive, got {self.i!r}: without it a small error would never "
+                "lengthen the steps. Take 0.3 with p=0.4."
+            )
+        if not (0 < self.safety <= 1 and 0 < self.shrink < 1 < self.grow < math.inf):
+            raise InvalidProblem(
+                "`safety`, `shrink` and `grow` must obey 0 < safety <= 1 and 0 < shrink < 1 < "
+                f"grow, got {self.safety!r}, {self.shrink!r} and {self.grow!r}. "
+                "The defaults are 0.9, 0.2 and 10."
+            )
+
+    @property
+    def betas(self) -> tuple[float, float, float]:
+        """Exponents of the last three errors, times -k."""
+        return self.i + self.p + self.d, -(self.p + 2 * self.d), self.d
+
+
+# By the names of the field. "i": Hairer I, eq. II.4.13. "pi": Gustafsson 1991, ACM Trans. Math.
+# Softw. 17, as in Hairer II, section IV.2 (PI34 in Soderlind 2003). "pid": exponents 0.58, -0.21
+# and 0.1, the PID controller of SUNDIALS' ARKODE (Kennedy, Carpenter).
+_CONTROLLERS = {
+    "i": Controller(),
+    "pi": Controller(i=0.3, p=0.4),
+    "pid": Controller(i=0.47, p=0.01, d=0.1),
+}
+
+
+@dataclass(frozen=True)
 class Solver:
     """How to solve: plain, portable settings; None leaves the choice to ctflow.
 
@@ -104,6 +181,15 @@ class Solver:
             Algorithm 1). None means the first of checkpointed, direct, adjoint that is offered.
         backward: The adjoint's own tolerances; None: the forward's.
         max_steps: Limit of attempted steps of one whole solve, forward; and again backward.
+        controller: How adaptive steps follow the errors: "i" (the default), "pi", "pid", or a
+            `Controller` with coefficients of your own.
+        first_step: Size of the first adaptive step, in units of `t`; None finds one.
+        min_step: Smallest adaptive step; a sample that needs a smaller one fails. Steps may be
+            shorter where they must end at a given time.
+        max_step: Largest adaptive step.
+        step_t: Times at which steps must end, in any order; those outside the interval are left
+            out. For places where `f` changes fast but does not jump; for jumps
+            `ODEProblem(jump_t=...)`.
 
     Raises:
         InvalidProblem: For a value that no backend could honour.
@@ -122,6 +208,11 @@ class Solver:
     gradient: Gradient | None = None
     backward: Tolerances | None = None
     max_steps: int = 10_000
+    controller: Literal["i", "pi", "pid"] | Controller | None = None
+    first_step: float | None = None
+    min_step: float | None = None
+    max_step: float | None = None
+    step_t: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no backend could honour."""
@@ -131,6 +222,7 @@ class Solver:
             _check_number("atol", self.atol)
         if self.step is not None:
             _check_number("step", self.step)
+        self._check_step_control()
         _check_choice("coupling", self.coupling, _COUPLINGS)
         _check_choice("gradient", self.gradient, _GRADIENTS)
         if self.method is not None and not isinstance(self.method, str):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -148,6 +240,38 @@ class Solver:
                 f"`max_steps` must be a positive integer, got {self.max_steps!r}. "
                 "It counts attempted steps of the whole solve."
             )
+
+    def _check_step_control(self) -> None:
+        for name in ("first_step", "min_step", "max_step"):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name))
+        if not isinstance(self.controller, Controller):
+            _check_choice("controller", self.controller, tuple(_CONTROLLERS))
+        if (self.min_step or 0.0) > (self.max_step or math.inf):
+            raise InvalidProblem(
+                f"`min_step` must not be above `max_step`, got {self.min_step!r} and "
+                f"{self.max_step!r}. Exchange them."
+            )
+        if self.step is not None and self.controls_steps:
+            raise InvalidProblem(
+                "`controller`, `first_step`, `min_step` and `max_step` belong to adaptive steps, "
+                f"got one of them beside step={self.step!r}. Leave it out, or `step`."
+            )
+        if self.step_t is not None:
+            object.__setattr__(self, "step_t", _checked_stops(self.step_t))
+
+    @property
+    def controls_steps(self) -> bool:
+        """Whether it says anything about adaptive steps beside their tolerances."""
+        own = (self.controller, self.first_step, self.min_step, self.max_step)
+        return any(value is not None for value in own)
+
+    @property
+    def coefficients(self) -> Controller:
+        """The controller that `controller` means."""
+        if isinstance(self.controller, Controller):
+            return self.controller
+        return _CONTROLLERS[self.controller or "i"]
 
     def __repr__(self) -> str:
         """Show the backend and what was set."""
@@ -203,6 +327,7 @@ def resolve(problem: ODEProblem, solver: Solver, backend: Backend) -> Solver:
         The settings with method, coupling, gradient and (for adaptive steps) tolerances filled in.
     """
     dtype: torch.dtype = leaves_of(problem.y0)[0].dtype
+    dtype = dtype.to_real() if dtype.is_complex else dtype
     rtol, atol = _TOLERANCES[dtype] if solver.step is None else (None, None)
     full = _with(
         solver,
@@ -281,6 +406,18 @@ def _reasons(problem: ODEProblem, solver: Solver, backend: Backend) -> list[str]
     left_out = problem.uncontrolled or (problem.running_cost and not problem.cost_in_norm)
     if left_out and Feature.UNCONTROLLED not in backend.features:
         reasons.append("it cannot leave a part of the state or a running cost out of its norm")
+    if (solver.controls_steps or solver.step_t) and Feature.STEP_CONTROL not in backend.features:
+        reasons.append(
+            "it takes no `controller`, `first_step`, `min_step`, `max_step` and `step_t`"
+        )
+    if problem.jump_t is not None and Feature.JUMPS not in backend.features:
+        reasons.append("it does not restart at `jump_t`")
+    if problem.mask is not None and Feature.RAGGED not in backend.features:
+        reasons.append("it takes no `mask` of times")
+    if problem.dense and Feature.DENSE not in backend.features:
+        reasons.append("it has no dense output")
+    if leaves_of(problem.y0)[0].is_complex() and Feature.COMPLEX not in backend.features:
+        reasons.append("it integrates no complex states; torch.view_as_real makes them real")
     if problem.local_error and Feature.LOCAL_ERROR not in backend.features:
         reasons.append("it has no differentiable estimate of its local error")
     return reasons
@@ -327,6 +464,18 @@ def _check_fit(problem: ODEProblem, solver: Solver) -> None:
                 "coupling='per_sample' needs the batch as dimension 0 of every leaf of `y0`, got "
                 f"shape {list(leaf.shape)} in leaf {i}. Add the dimension, or use 'shared'."
             )
+
+
+def _checked_stops(times: object) -> tuple[float, ...]:
+    try:
+        found = tuple(float(t) for t in cast("Iterable[float]", times))
+    except (TypeError, ValueError):
+        found = (math.nan,)
+    if not all(math.isfinite(t) for t in found):
+        raise InvalidProblem(
+            f"`step_t` must be finite numbers, got {times!r}. Write step_t=(0.5, 1.0)."
+        )
+    return found
 
 
 def _check_number(name: str, value: object, zero: bool = False) -> None:

@@ -15,7 +15,7 @@ from ctflow.backends import Feature
 from ctflow.backends.captures import Captures, sequence_number
 from ctflow.backends.field import Field
 from ctflow.backends.native.backend import NativeBackend
-from ctflow.backends.native.tableau import METHODS
+from ctflow.backends.native.methods import METHODS
 from ctflow.errors import GradientWarning
 from ctflow.state import Layout, leaves_of, map_leaves
 from ctflow.testing.bench import Turning
@@ -334,7 +334,7 @@ def wrong_weights() -> NativeBackend:
 def low_order_interpolant() -> NativeBackend:
     """Straight lines inside a step."""
     table = METHODS["dopri5"]
-    return NativeBackend(tableau=replace(table, p=tuple((w,) for w in table.b)))
+    return NativeBackend(tableau=replace(table, p=tuple((w,) for w in table.b), dense_order=1))
 
 
 BOTH = DIRECT | {Feature.PER_SAMPLE}

@@ -20,7 +20,8 @@ from ctflow.backends.field import Field
 from ctflow.backends.native.backend import NativeBackend, adaptive_or_fixed, counted
 from ctflow.backends.native.control import Control
 from ctflow.backends.native.gradients.times import attach
-from ctflow.backends.native.tableau import METHODS, Tableau
+from ctflow.backends.native.methods import METHODS
+from ctflow.backends.native.tableau import Tableau
 from ctflow.backends.protocol import Feature, Solver, resolved
 from ctflow.backends.times import shift
 from ctflow.errors import Unsupported
@@ -31,7 +32,15 @@ from ctflow.state import Layout, leaves_of
 __all__ = ["CompiledBackend"]
 
 
-_FEATURES = frozenset(Feature) - {Feature.SECOND_ORDER, Feature.LOCAL_ERROR}
+_FEATURES = frozenset(Feature) - {
+    Feature.SECOND_ORDER,
+    Feature.LOCAL_ERROR,
+    Feature.STEP_CONTROL,
+    Feature.JUMPS,
+    Feature.DENSE,
+    Feature.COMPLEX,
+    Feature.RAGGED,
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,17 @@ class CompiledBackend:
 
     def refuse(self, problem: ODEProblem, solver: Solver) -> list[str]:
         """Reasons why it cannot do what is asked."""
-        return NativeBackend(self.tableau, self.control).refuse(problem, solver)
+        reasons = NativeBackend(self.tableau, self.control).refuse(problem, solver)
+        method = self.tableau or METHODS.get(solver.method or "dopri5")
+        if method is not None and method.further and problem.t.shape[-1] > 2:
+            reasons.append(
+                f"the interpolant of method={method.name!r} takes further stages, which it does "
+                "not evaluate: ask for the state at the end alone"
+            )
+        seminorm = solver.backward is not None and solver.backward.norm == "seminorm"
+        if method is not None and method.e_low is not None and seminorm:
+            reasons.append(f"method={method.name!r} has two estimates, no seminorm can add up both")
+        return reasons
 
     def solve(self, problem: ODEProblem, solver: Solver) -> Solution:
         """Solve with complete settings; see `ctflow.backends.Backend.solve`."""

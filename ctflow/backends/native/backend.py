@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,10 +18,13 @@ from ctflow.backends.native.control import Adaptive, Control, Fixed
 from ctflow.backends.native.gradients import adjoint, checkpointed, direct
 from ctflow.backends.native.gradients.times import attach
 from ctflow.backends.native.loop import Integration, Outcome
-from ctflow.backends.native.observers import LocalError, SaveAt
-from ctflow.backends.native.tableau import METHODS, Tableau
+from ctflow.backends.native.methods import METHODS
+from ctflow.backends.native.observers import KeepCourse, LocalError
+from ctflow.backends.native.stops import Stops
+from ctflow.backends.native.tableau import Tableau
 from ctflow.backends.protocol import Feature, Solver, resolved
 from ctflow.backends.times import shift
+from ctflow.dense import DenseSolution
 from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, GradientReport, Solution, Stats
@@ -71,12 +75,18 @@ class NativeBackend:
                 f"method={method.name!r} has no error estimate to adapt its steps by; give "
                 "Solver(step=...)"
             )
+        if self.control is not None and solver.controls_steps:
+            reasons.append("its own `control` stands in the place of `controller` and step limits")
         if solver.backward is not None and method is not None and method.e is None:
             reasons.append(f"method={method.name!r} cannot follow `backward` tolerances")
         if solver.backward is not None and solver.gradient not in (None, "adjoint"):
             reasons.append("`backward` tolerances belong to gradient='adjoint'")
         if problem.local_error and method is not None and method.e is None:
             reasons.append(f"method={method.name!r} has no error estimate for `local_error`")
+        if problem.dense and solver.gradient == "adjoint":
+            reasons.append(
+                "the adjoint keeps no steps for `dense`; take gradient='checkpointed' or 'direct'"
+            )
         if problem.local_error and solver.gradient == "adjoint":
             reasons.append(
                 "the adjoint follows the exact solution, which has no `local_error`; take "
@@ -100,6 +110,7 @@ class NativeBackend:
             self.control or adaptive_or_fixed(solver, counted(problem, layout), layout.size),
             times.detach(),
             solver.max_steps,
+            stops=stops_of(problem, solver, times),
         )
         y0 = layout.pack(problem.y0)
         if y0.is_inference() and not torch.is_inference_mode_enabled():
@@ -109,7 +120,8 @@ class NativeBackend:
             errors = LocalError(tableau, counted(problem, layout))
         by_adjoint = solver.gradient == "adjoint"
         report = GradientReport(None if by_adjoint else "this gradient is that of the steps taken")
-        checkpoint = partial(checkpointed.run, errors=errors)
+        course = KeepCourse(field, tableau) if problem.dense else None
+        checkpoint = partial(checkpointed.run, errors=errors, course=course)
         differentiate = _Adjoint(solver, report) if by_adjoint else checkpoint
         direct_only = solver.gradient == "direct"
         autocast = Autocast.now(layout.device.type)
@@ -117,7 +129,9 @@ class NativeBackend:
         again = nullcontext() if direct_only or not autocast.enabled else autocast.again()
         with again:
             chosen = None if direct_only else differentiate
-            out, outcome, unfinished = _run(problem, plan, field, y0, times, chosen, solver, errors)
+            out, outcome, unfinished = _run(
+                problem, plan, field, y0, times, chosen, solver, (errors, course)
+            )
         backward = Counts.zeros(layout.batch) if direct_only else None
         settings = resolved(solver, self, tableau.name)
         stats = Stats(settings, outcome.counts, backward, outcome.trace)
@@ -128,7 +142,13 @@ class NativeBackend:
             arrived = outcome.status == 0
             nan = torch.full_like(arrived, torch.nan, dtype=y0.dtype)
             error = nan if error is None else torch.where(arrived.to(error.device), error, nan)
-        return Solution(problem.t, y, outcome.status, stats, outcome.stops, None, report, error)
+        dense = None
+        if outcome.course is not None and not outcome.stops:
+            used = [row for row in tableau.p if any(row)]
+            dense = DenseSolution(layout, *outcome.course, times.detach().new_tensor(used))
+        return Solution(
+            problem.t, y, outcome.status, stats, outcome.stops, None, report, error, dense
+        )
 
 
 def _refuse_forward_mode(t: Tensor) -> None:
@@ -174,7 +194,7 @@ def _run(
     times: Tensor,
     differentiate: _Recomputing | None,
     solver: Solver,
-    errors: LocalError | None,
+    kept: tuple[LocalError | None, KeepCourse | None],
 ) -> tuple[Tensor, Outcome, list[Stats]]:
     """States at the output times, differentiable where anything wants a gradient.
 
@@ -182,14 +202,15 @@ def _run(
     """
     if not torch.is_grad_enabled():
         with torch.inference_mode(False), torch.no_grad():  # inference tensors hide what f changes
-            out, outcome, unfinished = _plain(plan, field, y0, None, errors)
+            out, outcome, unfinished = _plain(plan, field, y0, None, kept)
         return (out.clone() if torch.is_inference_mode_enabled() else out), outcome, unfinished
     gradient, moving = str(solver.gradient), times.requires_grad
     if differentiate is None:
-        start = shift(field, times[:, 0], y0, -1.0, None, gradient) if moving else y0
-        out, outcome = direct.run(plan, field, start, errors)
+        after, before = plan.beside(field, after=True), plan.beside(field, after=False)
+        start = shift(after, times[:, 0], y0, -1.0, None, gradient) if moving else y0
+        out, outcome = direct.run(plan, field, start, *kept)
         outcome.counts.n_f_evals.add_(moving)
-        return attach(field, times, y0, out, outcome, gradient), outcome, []
+        return attach(before, times, y0, out, outcome, gradient), outcome, []
     if torch._C._functorch.is_functorch_wrapped_tensor(y0):  # pyright: ignore
         raise Unsupported(
             f"gradient={gradient!r} cannot be used under torch.func transforms: its backward pass "
@@ -198,33 +219,40 @@ def _run(
     captures = Captures(problem, field)
     leaf = y0.detach().requires_grad_()
     marker = sequence_number()
-    reached = field(plan.span.t0.to(y0.dtype), leaf)
+    reached = plan.beside(field, after=True)(plan.span.t0.to(y0.dtype), leaf)
     captures.discover(reached, leaf, marker)
     f0 = reached.detach()
     if not (captures.inputs or y0.requires_grad or moving):
         # Recorded, which costs nothing if nothing is reached.
-        found = _plain(plan, field, y0, f0, errors)
+        found = _plain(plan, field, y0, f0, kept)
         captures.recheck_none(found[0])
         return found
     start = shift(field, times[:, 0], y0, -1.0, f0, gradient) if moving else y0
     out, outcome, unfinished = differentiate(plan, field, captures, start, f0)
-    return attach(field, times, y0, out, outcome, gradient), outcome, unfinished
+    before = plan.beside(field, after=False)
+    return attach(before, times, y0, out, outcome, gradient), outcome, unfinished
 
 
 def _plain(
-    plan: Integration, field: Field, y0: Tensor, f0: Tensor | None, errors: LocalError | None
+    plan: Integration,
+    field: Field,
+    y0: Tensor,
+    f0: Tensor | None,
+    kept: tuple[LocalError | None, KeepCourse | None],
 ) -> tuple[Tensor, Outcome, list[Stats]]:
     """The loop alone."""
-    save = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0)
-    outcome = plan(field, y0, f0, [save] if errors is None else [save, errors])
+    save = plan.saver(field, y0)
+    errors, course = kept
+    outcome = plan(field, y0, f0, [save, *(x for x in kept if x is not None)])
     total = None if errors is None else errors.total
-    return save.result(), outcome._replace(local_error=total), []
+    steps = None if course is None else course.result()
+    return save.result(), outcome._replace(local_error=total, course=steps), []
 
 
 def counted(problem: ODEProblem, layout: Layout) -> int:
     """Variables of one sample that are in the error norm."""
     left_out = layout.shapes[len(layout.shapes) - problem.uncontrolled :]
-    return layout.size - sum(shape.numel() for shape in left_out) // layout.batch
+    return layout.size - layout.width(left_out)
 
 
 def adaptive_or_fixed(solver: Solver, n_counted: int, n_variables: int) -> Control:
@@ -237,17 +265,39 @@ def adaptive_or_fixed(solver: Solver, n_counted: int, n_variables: int) -> Contr
             "Call ctflow.solve, which completes them."
         )
     counted = None if n_counted == n_variables else (slice(0, n_counted),)
-    return Adaptive(solver.rtol, solver.atol, counted=counted)
+    like = solver.coefficients
+    return Adaptive(
+        solver.rtol,
+        solver.atol,
+        like.safety,
+        like.shrink,
+        like.grow,
+        counted,
+        like.betas,
+        solver.min_step or 0.0,
+        solver.max_step or math.inf,
+        solver.first_step,
+    )
+
+
+def stops_of(problem: ODEProblem, solver: Solver, times: Tensor) -> Stops | None:
+    """Where the settings and the problem want steps to end; `times` has time's own dtype."""
+    none = times.new_empty(0)
+    jumps = none if problem.jump_t is None else problem.jump_t.detach().to(times)
+    chosen = none if solver.step_t is None else times.new_tensor(solver.step_t)
+    both = torch.cat([chosen.detach(), jumps])
+    return Stops(both, jumps) if len(both) else None
 
 
 def backward_control(solver: Solver, forward: Control, n_variables: int) -> tuple[Control, bool]:
     """The control of the adjoint's backward solve, and whether it leaves the quadrature out."""
     own, control = solver.backward, forward
     if isinstance(control, Adaptive):
-        control = _twice(control, n_variables)
-    if own is not None:
-        counted = control.counted if isinstance(control, Adaptive) else None
-        control = Adaptive(own.rtol, own.atol, counted=counted)
+        control = replace(_twice(control, n_variables), first_size=None)
+        if own is not None:
+            control = replace(control, rtol=own.rtol, atol=own.atol)
+    elif own is not None:
+        control = Adaptive(own.rtol, own.atol)
     return control, own is not None and own.norm == "seminorm"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -12,7 +13,7 @@ from ctflow.backends.native.step import FlatField, Step, combine
 from ctflow.backends.native.tableau import Tableau
 from ctflow.errors import InvalidProblem
 
-__all__ = ["Adaptive", "Control", "Fixed", "OnGrid", "Span", "Verdict"]
+__all__ = ["Adaptive", "Control", "Fixed", "OnGrid", "Span", "Verdict", "blended"]
 
 
 class Span(NamedTuple):
@@ -36,11 +37,13 @@ class Verdict(NamedTuple):
         accepted: Whether it counts, bool [B].
         size: Positive size of the next step, [B], in time's own dtype; 0 gives the sample up.
         finite: Whether everything was finite, bool [B].
+        memory: What the control wants to be told when it judges the next step, [.., B].
     """
 
     accepted: Tensor
     size: Tensor
     finite: Tensor
+    memory: Tensor | None = None
 
 
 class Control(Protocol):
@@ -60,14 +63,22 @@ class Control(Protocol):
         """Where a step of this size that starts at t should end, [B]; the loop cuts it at t1."""
         ...
 
-    def judge(self, tableau: Tableau, step: Step, size: Tensor) -> Verdict:
-        """Whether the step counts, and the size of the next one."""
+    def judge(
+        self, tableau: Tableau, step: Step, size: Tensor, memory: Tensor | None = None
+    ) -> Verdict:
+        """Whether the step counts, and the size of the next one.
+
+        `memory` is that of the last verdict; a control whose verdicts have none need not take it.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Integral control of the local error: accept where  rms(err / (atol + rtol |y|)) <= 1.
+    """Control of the local error: accept where  r = rms(err / (atol + rtol |y|)) <= 1.
+
+    The next step is  h safety r_n^(-b1 / k) r_(n-1)^(-b2 / k) r_(n-2)^(-b3 / k)  long, where the
+    embedded solution is of order k - 1; after a rejected step h safety r^(-1 / k).
 
     Args:
         rtol: Relative tolerance.
@@ -76,10 +87,17 @@ class Adaptive:
         shrink: Smallest factor from one step to the next.
         grow: Largest factor from one step to the next.
         counted: Ranges of the variables that are in the norm; None means all of them.
+        betas: b1, b2 and b3; (1, 0, 0) is integral control, which never shortens a step after one
+            that was accepted.
+        least: Smallest step, in units of time; a sample that needs a smaller one is given up.
+        most: Largest step.
+        first_size: Size of the first step; None finds one.
 
     Source:
         Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, section II.4, eq. 4.11
-        to 4.13, and its starting step size (page 169). |y| is the larger of both ends.
+        to 4.13, and its starting step size (page 169). |y| is the larger of both ends. For the
+        filter, Soderlind 2003, Digital filters in adaptive time-stepping, ACM Trans. Math. Softw.
+        29; that errors are not remembered as less than 1e-4 is from Hairer's dopri5.f.
     """
 
     rtol: float | Tensor
@@ -88,6 +106,10 @@ class Adaptive:
     shrink: float = 0.2
     grow: float = 10.0
     counted: tuple[slice, ...] | None = None
+    betas: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    least: float = 0.0
+    most: float = math.inf
+    first_size: float | None = None
 
     VALUES: ClassVar[tuple[str, ...]] = ("rtol", "atol")
 
@@ -96,11 +118,14 @@ class Adaptive:
     ) -> tuple[Tensor, int]:
         """Hairer's starting step: one Euler probe, kept inside the interval."""
         length = (span.t1 - span.t0).abs()
+        if self.first_size is not None:
+            return torch.clamp(length, max=self.first_size), 0
         scale = y0.abs() * self.rtol + self.atol
         d0, d1 = self._rms(y0 / scale), self._rms(f0 / scale)
         tiny = (d0 < 1e-5) | (d1 < 1e-5)
         h0 = torch.where(tiny, 1e-6, 0.01 * d0 / d1).to(length.dtype)
-        h0 = torch.minimum(h0, length)
+        going = length > 0  # a sample at rest gets a size for an interval that comes later
+        h0 = torch.where(going, torch.minimum(h0, length), h0)
         t = span.t0 + span.direction * h0
         t = torch.where(h0 == length, span.t1, t)
         signed = (span.direction * h0).to(y0.dtype).unsqueeze(-1)
@@ -113,29 +138,68 @@ class Adaptive:
         h = torch.minimum(100 * h0, h1)
         h = torch.where(torch.isfinite(h) & (h > 0), h, h0).to(length.dtype)
         resolved = 64 * torch.finfo(length.dtype).eps * span.t0.abs()  # else time would not move
-        return torch.minimum(torch.maximum(h, resolved), length), 1
+        h = torch.maximum(h, resolved)
+        h = torch.where(going, torch.minimum(h, length), h)
+        if self.least > 0 or self.most < math.inf:
+            h = h.clamp(self.least, self.most)
+        return h, 1
 
     def end(self, t: Tensor, size: Tensor, span: Span) -> Tensor:
         """One step of this size."""
         return torch.addcmul(t, span.direction, size)
 
-    def judge(self, tableau: Tableau, step: Step, size: Tensor) -> Verdict:
+    def judge(
+        self, tableau: Tableau, step: Step, size: Tensor, memory: Tensor | None = None
+    ) -> Verdict:
         """Accept by the error estimate; a non-finite one means reject and shrink."""
         if tableau.e is None:
             raise InvalidProblem(
                 f"method {tableau.name!r} has no error estimate for adaptive steps, got step=None. "
                 "Give Solver(step=...), or take bosh3, dopri5 or tsit5."
             )
-        error = combine(tableau.e, step.k) * step.h
         scale = torch.maximum(step.y0.abs(), step.y1.abs()) * self.rtol + self.atol
-        ratio = self._rms(error / scale)
+        ratio = self._rms(combine(tableau.e, step.k) * step.h / scale)
+        if tableau.e_low is not None:
+            ratio = blended(ratio, self._rms(combine(tableau.e_low, step.k) * step.h / scale))
         finite = ratio + scale.amax(dim=1) < torch.inf  # False for NaN too
         accepted = finite & (ratio <= 1)
         factor = self.factor(tableau, torch.where(finite, ratio, torch.inf))
         taken = (step.t1 - step.t0).abs()  # shorter than `size` where the step was cut at t1
         suggested = taken * factor.to(taken.dtype)
-        suggested = torch.where(accepted, torch.maximum(suggested, size), suggested)
-        return Verdict(accepted, suggested, finite)
+        kept = None
+        if self.betas == (1.0, 0.0, 0.0):
+            suggested = torch.where(accepted, torch.maximum(suggested, size), suggested)
+        else:
+            cut = taken < size * (1 - 1e-9)  # at a stop: its error says nothing of full steps
+            before = torch.ones(2, *ratio.shape).to(ratio) if memory is None else memory
+            smooth = taken * self._filtered(tableau, ratio, before).to(taken.dtype)
+            smooth = torch.where(cut, torch.maximum(suggested, size), smooth)
+            suggested = torch.where(accepted, smooth, suggested)
+            now = torch.stack((ratio.clamp(min=1e-4), before[0]))
+            kept = torch.where(accepted & ~cut, now, before)
+        return Verdict(accepted, self.limited(suggested, accepted, taken), finite, kept)
+
+    def limited(self, size: Tensor, accepted: Tensor, taken: Tensor) -> Tensor:
+        """The size within the limits; 0 where a step of the least size was not accepted.
+
+        Args:
+            size: Size of the next step, [B].
+            accepted: Whether the last step counts, [B].
+            taken: Its length, [B].
+        """
+        if not (self.least > 0 or self.most < math.inf):
+            return size
+        within = torch.where(size > 0, size.clamp(self.least, self.most), size)
+        least = self.least * (1 + 1e-6)  # t + h - t is not quite h
+        return torch.where(~accepted & (taken <= least), 0.0, within)
+
+    def _filtered(self, tableau: Tableau, ratio: Tensor, before: Tensor) -> Tensor:
+        """Factor on the step size from the errors of three accepted steps, [B]."""
+        k = _error_order(tableau) + 1
+        factor = torch.full_like(ratio, self.safety)
+        for r, beta in zip((ratio, *before.unbind(0)), self.betas, strict=True):
+            factor = factor * _power(r, -beta / k) if beta else factor
+        return factor.nan_to_num(self.grow).clamp(self.shrink, self.grow)
 
     def factor(self, tableau: Tableau, ratio: Tensor) -> Tensor:
         """Factor on the step size for an error of `ratio` tolerances."""
@@ -171,7 +235,9 @@ class Fixed:
         """One step further."""
         return torch.addcmul(t, span.direction, size)
 
-    def judge(self, tableau: Tableau, step: Step, size: Tensor) -> Verdict:
+    def judge(
+        self, tableau: Tableau, step: Step, size: Tensor, memory: Tensor | None = None
+    ) -> Verdict:
         """Accept whatever is finite."""
         return _accept_finite(step, size)
 
@@ -215,9 +281,22 @@ class OnGrid:
         node = self.nodes.detach().to(t)[nearest]
         return torch.where(torch.isfinite(distance.amin(dim=1)), node, span.t1)
 
-    def judge(self, tableau: Tableau, step: Step, size: Tensor) -> Verdict:
+    def judge(
+        self, tableau: Tableau, step: Step, size: Tensor, memory: Tensor | None = None
+    ) -> Verdict:
         """Accept whatever is finite."""
         return _accept_finite(step, size)
+
+
+def blended(error: Tensor, low: Tensor) -> Tensor:
+    """Size of an error from that of its two estimates:  e^2 / sqrt(e^2 + 0.01 low^2).
+
+    Source:
+        Hairer I, section II.10, and dop853.f.
+    """
+    some = error != 0  # true for NaN, which must remain
+    e = torch.where(some, error, 1.0)
+    return torch.where(some, e * (e / torch.hypot(e, 0.1 * low)), 0.0)
 
 
 def _accept_finite(step: Step, size: Tensor) -> Verdict:

@@ -32,7 +32,7 @@ def evaluate(tableau: Tableau, step: Step, row: Tensor, times: Tensor) -> Tensor
 
     Args:
         tableau: The method, whose interpolant is used.
-        step: The step.
+        step: The step, `extended` where a time is inside it.
         row: Sample of each time, [M].
         times: Times in (t0, t1] of that sample, [M], in time's own dtype.
 
@@ -45,12 +45,13 @@ def evaluate(tableau: Tableau, step: Step, row: Tensor, times: Tensor) -> Tensor
     start, end = _rows(step.t0, row), _rows(step.t1, row)
     y1 = _rows(step.y1, row)
     at_end = times == end
-    if len(row) == 1 and bool(at_end):
-        return y1
-    weights = stage_weights(tableau, ((times - start) / (end - start)).to(y1.dtype))
+    if bool(at_end.all()):
+        return y1 if len(y1) == len(row) else y1.expand(len(row), -1)
+    # In time's own dtype: the powers of a high-order interpolant cancel.
+    weights = stage_weights(tableau, (times - start) / (end - start)).to(y1.dtype)
     columns = weights.split(1, dim=1)
     total = columns[0] * _rows(step.k[0], row)
-    for i in range(1, tableau.stages):
+    for i in range(1, len(tableau.p)):
         if any(tableau.p[i]):
             total = torch.addcmul(total, columns[i], _rows(step.k[i], row))
     inside = torch.addcmul(_rows(step.y0, row), total, _rows(step.h, row))

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.native.control import Control, Span, Verdict
-from ctflow.backends.native.observers import Observer
+from ctflow.backends.native.observers import KeepCourse, Observer, SaveAt
 from ctflow.backends.native.step import FlatField, Step, rk_step
+from ctflow.backends.native.stops import Sided, Stops
 from ctflow.backends.native.tableau import Tableau
 from ctflow.solution import Counts, Status, Stop
 
@@ -30,6 +31,8 @@ class Outcome(NamedTuple):
         trace: Time after each step that moved a sample, the start first.
         size: Size of the next step that each sample would take, [B].
         local_error: What a `LocalError` among the observers came to, [B].
+        course: What a `KeepCourse` kept: starts and ends of steps [n, B], states [n, B, N] and
+            stages [n, S, B, N].
     """
 
     status: Tensor
@@ -38,6 +41,7 @@ class Outcome(NamedTuple):
     trace: Sequence[Tensor]
     size: Tensor
     local_error: Tensor | None = None
+    course: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
 
 class Integration(NamedTuple):
@@ -49,6 +53,7 @@ class Integration(NamedTuple):
         grid: Output times, [B, T], in time's own dtype, detached.
         max_steps: Limit of attempted steps.
         size: Size of the first step, [B]; None leaves it to the control.
+        stops: Times at which steps must end, discontinuities of f among them.
     """
 
     tableau: Tableau
@@ -56,6 +61,7 @@ class Integration(NamedTuple):
     grid: Tensor
     max_steps: int
     size: Tensor | None = None
+    stops: Stops | None = None
 
     @property
     def span(self) -> Span:
@@ -67,7 +73,33 @@ class Integration(NamedTuple):
         self, field: FlatField, y0: Tensor, f0: Tensor | None, observers: Sequence[Observer]
     ) -> Outcome:
         """Run the loop from y0 at the first time of the grid to the last."""
-        return integrate(self, field, y0, f0, observers)
+        outcome = integrate(self, field, y0, f0, observers)
+        for observer in observers:
+            if isinstance(observer, SaveAt | KeepCourse):
+                outcome.counts.n_f_evals.add_(observer.n_f_evals)
+        return outcome
+
+    def step(self, field: FlatField, t0: Tensor, t1: Tensor, y0: Tensor, f0: Tensor | None) -> Step:
+        """One step of every sample; see `rk_step`. f sees no other side of a jump at its ends."""
+        seen = None if self.stops is None else self.stops.seen(t0, t1, y0.dtype)
+        return rk_step(field, self.tableau, t0, t1, y0, f0, seen)
+
+    def ends_in_jump(self, t0: Tensor, t1: Tensor) -> bool:
+        """Whether a step of any sample does, so that the next cannot begin with its last stage."""
+        if self.stops is None:
+            return False
+        return bool((self.stops.is_jump(t1) & (t1 != t0)).any())
+
+    def beside(self, field: FlatField, after: bool) -> FlatField:
+        """f, with times of jumps evaluated on the side after them, or before, on the way."""
+        if self.stops is None:
+            return field
+        direction = self.span.direction
+        return Sided(field, self.stops, direction if after else -direction)
+
+    def saver(self, field: FlatField, y0: Tensor) -> SaveAt:
+        """What keeps the states at the output times of a solve from y0."""
+        return SaveAt(field, self.tableau, self.grid, self.span.direction, y0)
 
 
 @dataclass
@@ -83,6 +115,8 @@ class _Rows:
     steps_so_far: int
     f_evals_so_far: int
     stops: list[Stop]
+    spared: Tensor | None = None
+    to_spare: Tensor | None = None
 
     @classmethod
     def all(cls, like: Tensor, n_f_evals: int) -> _Rows:
@@ -95,13 +129,25 @@ class _Rows:
         """Count one attempted step of the samples on their way."""
         self.steps_so_far += 1
         self.f_evals_so_far += n_f_evals
+        if self.to_spare is not None:
+            self.spared = self.to_spare + (0 if self.spared is None else self.spared)
+            self.to_spare = None
         if n_moved < self.n_active:
             self.n_rejected = self.n_rejected + (self.active & ~moved)
+
+    def charge_more(self, who: Tensor) -> None:
+        """Count one more evaluation for some samples."""
+        self.spared = -who.to(torch.int64) + (0 if self.spared is None else self.spared)
+
+    def spare(self, who: Tensor) -> None:
+        """Do not charge samples for their first stage in the next step, which they know."""
+        self.to_spare = who.to(torch.int64)
 
     def retire(self, who: Tensor) -> None:
         """Take samples out of the loop."""
         self.n_steps = torch.where(who, self.steps_so_far, self.n_steps)
-        self.n_f_evals = torch.where(who, self.f_evals_so_far, self.n_f_evals)
+        spared = 0 if self.spared is None else self.spared
+        self.n_f_evals = torch.where(who, self.f_evals_so_far - spared, self.n_f_evals)
         self.active = self.active & ~who
         self.n_active = int(self.active.sum())
 
@@ -112,12 +158,21 @@ class _Rows:
 
 
 class _Place(NamedTuple):
-    """Where every sample stands: time [B], state [B, N], f there if known, next step size [B]."""
+    """Where every sample stands.
+
+    Attributes:
+        t: Time, [B].
+        y: State, [B, N].
+        f0: f there, if it is known.
+        size: Size of the next step, [B].
+        memory: What the control remembers, [.., B]; None for nothing.
+    """
 
     t: Tensor
     y: Tensor
     f0: Tensor | None
     size: Tensor
+    memory: Tensor | None = None
 
 
 def integrate(
@@ -147,24 +202,29 @@ def integrate(
         One synchronisation with the device for each step, two for a step that moves a sample.
     """
     span, tableau = plan.span, plan.tableau
-    f0 = field(span.t0.to(y0.dtype), y0) if f0 is None else f0
+    f0 = plan.beside(field, after=True)(span.t0.to(y0.dtype), y0) if f0 is None else f0
     size, n_probes = _first_size(plan, field, span, y0, f0)
     rows = _Rows.all(y0, 1 + n_probes)
     place = _Place(span.t0, y0, f0, size)
     trace = [place.t]
+    at_rest = span.t0 == span.t1
+    if bool(at_rest.any()):
+        rows.retire(at_rest)
     place = _drop_bad_starts(rows, place)
     for _ in range(plan.max_steps):
         if not rows.n_active:
             break
         end = _end(plan, span, rows, place)
-        step = rk_step(field, tableau, place.t, end, place.y, place.f0)
-        verdict = _judge(plan, step, place.size)
+        step = plan.step(field, place.t, end, place.y, place.f0)
+        verdict = _judge(plan, step, place)
         moved = verdict.accepted & rows.active & (end != place.t)
         n_moved = int(moved.sum())
         rows.charge(tableau.stages - (place.f0 is not None), n_moved, moved)
         n_before, tried = rows.n_active, place.size
-        place = _move(tableau, step, moved, n_moved, rows, place)._replace(size=verdict.size)
+        place = _move(tableau, step, moved, n_moved, rows, place)
+        place = place._replace(size=verdict.size, memory=verdict.memory)
         if n_moved:
+            place = _restart(plan, field, span, rows, place, moved)
             trace.append(place.t)
             for observe in observers:
                 observe(step, place.t)
@@ -184,17 +244,28 @@ def _first_size(
 ) -> tuple[Tensor, int]:
     if plan.size is not None:
         return plan.size, 0
-    return plan.control.first(field, plan.tableau, span, y0, f0)
+    if plan.stops is not None:  # its probe stays before the first jump
+        span = span._replace(t1=plan.stops.next_after(span.t0, span))
+        field = Sided(field, plan.stops, -span.direction)
+    size, n_probes = plan.control.first(field, plan.tableau, span, y0, f0)
+    return size.detach(), n_probes  # of tangents, which `no_grad` lets through
 
 
 @torch.no_grad()
-def _judge(plan: Integration, step: Step, size: Tensor) -> Verdict:
-    return plan.control.judge(plan.tableau, step, size)
+def _judge(plan: Integration, step: Step, place: _Place) -> Verdict:
+    known = () if place.memory is None else (place.memory,)
+    verdict = plan.control.judge(plan.tableau, step, place.size, *known)
+    # `no_grad` lets the tangents of forward mode through.
+    memory = None if verdict.memory is None else verdict.memory.detach()
+    return Verdict(verdict.accepted, verdict.size.detach(), verdict.finite, memory)
 
 
 def _end(plan: Integration, span: Span, rows: _Rows, place: _Place) -> Tensor:
     """End of the next step, never beyond t1; the present time for samples that have finished."""
-    end = cut(plan.control.end(place.t, place.size, span), place.size, span)
+    end = plan.control.end(place.t, place.size, span)
+    if plan.stops is not None:
+        end = cut(end, place.size, span._replace(t1=plan.stops.next_after(place.t, span)))
+    end = cut(end, place.size, span)
     return end if rows.n_active == len(rows.active) else torch.where(rows.active, end, place.t)
 
 
@@ -206,6 +277,8 @@ def _move(
         return _Place(step.t1, step.y1, step.k[-1] if tableau.fsal else None, place.size)
     if not n_moved:
         return place._replace(f0=step.k[0])
+    if not tableau.fsal:  # some know it, but all are evaluated together
+        rows.spare(rows.active & ~moved)
     column = moved.unsqueeze(1)
     return _Place(
         torch.where(moved, step.t1, step.t0),
@@ -213,6 +286,22 @@ def _move(
         torch.where(column, step.k[-1], step.k[0]) if tableau.fsal else None,
         place.size,
     )
+
+
+def _restart(
+    plan: Integration, field: FlatField, span: Span, rows: _Rows, place: _Place, moved: Tensor
+) -> _Place:
+    """Evaluate f on the far side of jumps that samples have just come to."""
+    if plan.stops is None or place.f0 is None:
+        return place
+    crossed = moved & plan.stops.is_jump(place.t) & (place.t != span.t1)
+    if not bool(crossed.any()):
+        return place
+    f = plan.beside(field, after=True)(place.t.to(place.y.dtype), place.y)
+    rows.charge_more(crossed)
+    if len(crossed) > 1:
+        f = torch.where(crossed.unsqueeze(1), f, place.f0)
+    return place._replace(f0=f)
 
 
 @torch.no_grad()
@@ -266,4 +355,5 @@ def _fail(rows: _Rows, who: Tensor, status: Tensor, place: _Place) -> _Place:
         return place
     source = torch.where(who, well[0], torch.arange(len(who), device=who.device))
     f0 = None if place.f0 is None else place.f0[source]
-    return _Place(place.t[source], place.y[source], f0, place.size[source])
+    memory = None if place.memory is None else place.memory[..., source]
+    return _Place(place.t[source], place.y[source], f0, place.size[source], memory)

@@ -7,12 +7,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ctflow.backends.native.control import blended
 from ctflow.backends.native.interpolate import evaluate
-from ctflow.backends.native.step import Step, combine
+from ctflow.backends.native.step import FlatField, Step, combine, extended
 from ctflow.backends.native.tableau import Tableau
 from ctflow.errors import InvalidProblem
 
-__all__ = ["Hits", "LocalError", "Observer", "RecordGrid", "Recorded", "SaveAt"]
+__all__ = ["Hits", "KeepCourse", "LocalError", "Observer", "RecordGrid", "Recorded", "SaveAt"]
 
 
 class Observer(Protocol):
@@ -41,6 +42,7 @@ class SaveAt:
     """Keeps the state at the output times, by the method's interpolant.
 
     Args:
+        field: dy/dt, for the stages that only the interpolant uses.
         tableau: The method.
         grid: Output times, [B, T], the start first.
         direction: +1 or -1, [B].
@@ -48,10 +50,15 @@ class SaveAt:
 
     Attributes:
         hits: For each step seen, the output times inside it.
+        n_f_evals: Evaluations of such stages on behalf of each sample, int64 [B].
     """
 
-    def __init__(self, tableau: Tableau, grid: Tensor, direction: Tensor, y0: Tensor) -> None:
+    def __init__(
+        self, field: FlatField, tableau: Tableau, grid: Tensor, direction: Tensor, y0: Tensor
+    ) -> None:
+        self._field = field
         self._tableau = tableau
+        self.n_f_evals = torch.zeros(grid.shape[0], dtype=torch.int64)
         self._grid = grid
         self._ahead = grid * direction.unsqueeze(1)
         self._direction = direction
@@ -71,8 +78,14 @@ class SaveAt:
     def save(self, step: Step, hits: Hits) -> None:
         """Interpolate at known output times of a step."""
         self.hits.append(hits)
-        if len(hits.row):
-            self._values.append(evaluate(self._tableau, step, hits.row, hits.times))
+        if not len(hits.row):
+            return
+        if self._tableau.further:
+            inside = hits.row[hits.times != step.t1[hits.row]].unique().cpu()
+            if len(inside):
+                step = extended(self._field, self._tableau, step)
+                self.n_f_evals[inside] += self._tableau.further
+        self._values.append(evaluate(self._tableau, step, hits.row, hits.times))
 
     def result(self) -> Tensor:
         """States at the output times, [T, B, N]; NaN at those that no step reached."""
@@ -82,7 +95,15 @@ class SaveAt:
         start = torch.arange(batch, device=values.device)
         blank = values.new_full((n_times * batch, values.shape[1]), torch.nan)
         filled = blank.index_copy(0, torch.cat([start, *places]), values)
-        return filled.reshape(n_times, batch, -1)
+        filled = filled.reshape(n_times, batch, -1)
+        if bool(self.at_rest.any()):
+            filled = torch.where(self.at_rest.unsqueeze(1), self._y0, filled)
+        return filled
+
+    @property
+    def at_rest(self) -> Tensor:
+        """Samples whose times are all one, bool [B]: every output is their initial state."""
+        return self._grid[:, -1] == self._grid[:, 0]
 
 
 class Recorded(NamedTuple):
@@ -108,6 +129,43 @@ class RecordGrid:
     def __call__(self, step: Step, t_new: Tensor) -> None:
         """Keep start, end and state."""
         self.steps.append(Recorded(step.t0, t_new, step.y0))
+
+
+class KeepCourse:
+    """Keeps whole steps, as `ctflow.dense` wants them.
+
+    Args:
+        field: dy/dt, for the stages that only the interpolant uses.
+        tableau: The method.
+
+    Attributes:
+        steps: Start, end, state and stages of each step seen.
+        n_f_evals: Evaluations of stages for the interpolant alone, on behalf of each sample [B].
+    """
+
+    def __init__(self, field: FlatField, tableau: Tableau) -> None:
+        self._field = field
+        self._tableau = tableau
+        self.steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.n_f_evals: Tensor | int = 0
+
+    def __call__(self, step: Step, t_new: Tensor) -> None:
+        """Keep a step; of a sample that it did not move, a step of no length."""
+        self.steps.append((step.t0, t_new, step.y0, self.stages(step)))
+        moved = (t_new != step.t0).cpu()
+        self.n_f_evals = self.n_f_evals + self._tableau.further * moved.to(torch.int64)
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Starts and ends [n, B], states [n, B, N] and stages [n, S, B, N]; None for no step."""
+        if not self.steps:
+            return None
+        t0, t1, y0, k = (torch.stack(column) for column in zip(*self.steps, strict=True))
+        return t0, t1, y0, k
+
+    def stages(self, step: Step) -> Tensor:
+        """The stages that the interpolant uses, [S, B, N]."""
+        k = extended(self._field, self._tableau, step).k
+        return torch.stack([x for x, row in zip(k, self._tableau.p, strict=True) if any(row)])
 
 
 class LocalError:
@@ -150,5 +208,11 @@ class LocalError:
                 "Take bosh3, dopri5 or tsit5."
             )
         h = step.h[:, 0]
-        error = combine(self._tableau.e, step.k)[:, : self._n_counted]
-        return torch.linalg.vector_norm(error, dim=1) * (h * h) * error.shape[1] ** -0.5
+        error = self._rms(self._tableau.e, step)
+        if self._tableau.e_low is not None:
+            error = blended(error, self._rms(self._tableau.e_low, step))
+        return error * (h * h)
+
+    def _rms(self, weights: tuple[float, ...], step: Step) -> Tensor:
+        error = combine(weights, step.k)[:, : self._n_counted]
+        return torch.linalg.vector_norm(error, dim=1) * error.shape[1] ** -0.5

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctflow.backends.native.tableau import Tableau
 
-__all__ = ["FlatField", "Step", "combine", "rk_step", "warm"]
+__all__ = ["FlatField", "Step", "combine", "extended", "rk_step", "warm"]
 
 
 class FlatField(Protocol):
@@ -31,7 +31,8 @@ class Step(NamedTuple):
         y0: State at the start, [B, N].
         y1: State at the end, [B, N].
         h: t1 - t0 in the dtype of y, [B, 1]; negative where time runs down.
-        k: The stages, each [B, N].
+        k: The stages, each [B, N]; with those of the interpolant after `extended`.
+        seen: Least and greatest time that f saw, [B] each, in the dtype of y; None for t0 and t1.
     """
 
     t0: Tensor
@@ -40,10 +41,22 @@ class Step(NamedTuple):
     y1: Tensor
     h: Tensor
     k: tuple[Tensor, ...]
+    seen: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def first_time(self) -> Tensor:
+        """Time of the first stage as f saw it, [B]."""
+        return _within(self.t0.to(self.y0.dtype), self.seen)
 
 
 def rk_step(
-    field: FlatField, tableau: Tableau, t0: Tensor, t1: Tensor, y0: Tensor, f0: Tensor | None
+    field: FlatField,
+    tableau: Tableau,
+    t0: Tensor,
+    t1: Tensor,
+    y0: Tensor,
+    f0: Tensor | None,
+    seen: tuple[Tensor, Tensor] | None = None,
 ) -> Step:
     """Advance every sample from t0 to t1 by one explicit Runge-Kutta step.
 
@@ -56,6 +69,7 @@ def rk_step(
         t1: End, [B]; no stage is evaluated beyond it.
         y0: State at t0, [B, N].
         f0: `field(t0, y0)` where it is known already, else None.
+        seen: Least and greatest time that f may see, [B] each, in the dtype of y.
 
     Returns:
         The step.
@@ -67,15 +81,28 @@ def rk_step(
         Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, definition II.1.1.
     """
     h = (t1 - t0).to(y0.dtype).unsqueeze(-1)
-    # lerp is exact at both ends, where t0 + (t1 - t0) may round past t1.
-    times = torch.lerp(t0, t1, _nodes(tableau, t0.dtype, t0.device)).to(y0.dtype).unbind(0)
+    times = _times(tableau, t0, t1, y0.dtype, seen)
     k = [field(times[0], y0) if f0 is None else f0]
     y = y0
     for i in range(1, tableau.stages):
         y = torch.addcmul(y0, combine(tableau.a[i], k), h)
         k.append(field(times[i], y))
     y1 = y if tableau.fsal else torch.addcmul(y0, combine(tableau.b, k), h)
-    return Step(t0, t1, y0, y1, h, tuple(k))
+    return Step(t0, t1, y0, y1, h, tuple(k), seen)
+
+
+def extended(field: FlatField, tableau: Tableau, step: Step) -> Step:
+    """The step with the stages that only the interpolant uses; itself where there are none.
+
+    Cost:
+        One evaluation for each of `tableau.further`.
+    """
+    if len(step.k) == len(tableau.a):
+        return step
+    k, times = list(step.k), _times(tableau, step.t0, step.t1, step.y0.dtype, step.seen)
+    for i in range(len(k), len(tableau.a)):
+        k.append(field(times[i], torch.addcmul(step.y0, combine(tableau.a[i], k), step.h)))
+    return step._replace(k=tuple(k))
 
 
 def combine(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
@@ -90,6 +117,23 @@ def combine(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
 def warm(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> None:
     """Make the method's constants now: code that is only followed must find them made."""
     _nodes(tableau, dtype, device)
+
+
+def _times(
+    tableau: Tableau,
+    t0: Tensor,
+    t1: Tensor,
+    dtype: torch.dtype,
+    seen: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, ...]:
+    """Time of each stage, [B], as f sees it."""
+    # lerp is exact at both ends, where t0 + (t1 - t0) may round past t1.
+    times = torch.lerp(t0, t1, _nodes(tableau, t0.dtype, t0.device)).to(dtype)
+    return _within(times, seen).unbind(0)
+
+
+def _within(times: Tensor, seen: tuple[Tensor, Tensor] | None) -> Tensor:
+    return times if seen is None else torch.clamp(times, *seen)
 
 
 @lru_cache(maxsize=64)

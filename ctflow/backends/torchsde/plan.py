@@ -57,6 +57,8 @@ def reasons(problem: SDEProblem, solver: Solver) -> list[str]:
     if method not in SCHEMES:
         return [f"method={method!r} is not one of {', '.join(SCHEMES)}"]
     scheme, found = SCHEMES[method], [*_about_steps(problem, solver)]
+    if solver.controls_steps or solver.step_t:
+        found.append("it takes no `controller`, `first_step`, `min_step`, `max_step` and `step_t`")
     if problem.calculus not in scheme.calculi:
         able = [name for name, s in SCHEMES.items() if problem.calculus in s.calculi]
         found.append(

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ctflow.backends.native.control import Span, Verdict
 from ctflow.backends.native.loop import Integration, Outcome, integrate
+from ctflow.backends.native.methods import METHODS
 from ctflow.backends.native.observers import Observer
 from ctflow.backends.native.step import FlatField, Step
-from ctflow.backends.native.tableau import METHODS, Tableau
+from ctflow.backends.native.tableau import Tableau
 
 __all__ = ["CountObserver", "Script", "SeenField", "run_loop"]
 

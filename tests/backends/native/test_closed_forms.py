@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.functional import hessian
 
 from ctflow import ODEProblem, Solver, Unsupported, odeint, solve
-from ctflow.backends.native.tableau import METHODS
+from ctflow.backends.native.methods import METHODS
 from tests.checks import check_close, check_relative
 from tests.problems import FLOAT, Linear, limit_cycle, swing
 

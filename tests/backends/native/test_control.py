@@ -11,8 +11,8 @@ from torch import Tensor
 from ctflow import InvalidProblem, ODEProblem, Solver, Status, solve
 from ctflow.backends.native.backend import NativeBackend
 from ctflow.backends.native.control import Adaptive, Fixed, OnGrid, Span
+from ctflow.backends.native.methods import METHODS
 from ctflow.backends.native.step import Step
-from ctflow.backends.native.tableau import METHODS
 from tests.backends.native.stubs import SeenField
 from tests.problems import FLOAT, decay
 
@@ -34,7 +34,7 @@ def step_with_error(*errors: float) -> Step:
 def judged(*errors: float) -> tuple[list[bool], list[float], list[bool]]:
     """Verdict on such a step whose size was wanted to be 1."""
     ones = torch.ones(len(errors), dtype=FLOAT)
-    accepted, size, finite = CONTROL.judge(DOPRI5, step_with_error(*errors), ones)
+    accepted, size, finite, _ = CONTROL.judge(DOPRI5, step_with_error(*errors), ones)
     return accepted.tolist(), size.tolist(), finite.tolist()
 
 

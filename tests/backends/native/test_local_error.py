@@ -12,8 +12,8 @@ from torch import Tensor
 from ctflow import ODEProblem, Solver, Unsupported, solve
 from ctflow.backends.native.backend import NativeBackend
 from ctflow.backends.native.control import OnGrid
+from ctflow.backends.native.methods import METHODS
 from ctflow.backends.native.step import combine, rk_step
-from ctflow.backends.native.tableau import METHODS
 from tests.checks import check_close, check_relative
 from tests.problems import FLOAT, blow_up
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ctflow import Status
-from ctflow.backends.native.tableau import METHODS
+from ctflow.backends.native.methods import METHODS
 from tests.backends.native.stubs import CountObserver, Script, SeenField, run_loop
 
 

@@ -11,9 +11,10 @@ from ctflow.backends.native.backend import NativeBackend
 from ctflow.backends.native.control import OnGrid
 from ctflow.backends.native.interpolate import evaluate
 from ctflow.backends.native.loop import Integration, integrate
+from ctflow.backends.native.methods import METHODS
 from ctflow.backends.native.observers import RecordGrid, SaveAt
-from ctflow.backends.native.step import rk_step
-from ctflow.backends.native.tableau import METHODS, Tableau
+from ctflow.backends.native.step import extended, rk_step
+from ctflow.backends.native.tableau import Tableau
 from tests.backends.native.stubs import Script, SeenField
 from tests.checks import check_close
 from tests.problems import FLOAT, limit_cycle, row_wise
@@ -26,7 +27,7 @@ def saved(grid: list[list[float]], control: Script) -> tuple[SaveAt, RecordGrid]
     t = torch.tensor(grid, dtype=FLOAT)
     y0 = torch.zeros(len(grid), 1, dtype=FLOAT)
     plan = Integration(METHODS["euler"], control, t, 100)
-    save, record = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0), RecordGrid()
+    save, record = plan.saver(SeenField(), y0), RecordGrid()
     integrate(plan, SeenField(), y0, None, [save, record])
     return save, record
 
@@ -62,7 +63,7 @@ def test_what_no_step_reached_is_nan() -> None:
     t = torch.tensor([[0.0, 1.5, 3.0]], dtype=FLOAT)
     y0 = torch.zeros(1, 1, dtype=FLOAT)
     plan = Integration(METHODS["euler"], Script(), t, 2)
-    save = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0)
+    save = plan.saver(SeenField(), y0)
     integrate(plan, SeenField(), y0, None, [save])
     assert save.result()[:2].flatten().tolist() == [0.0, 1.5]
     assert save.result()[2].isnan().all()
@@ -81,6 +82,7 @@ def test_the_end_of_a_step_is_met_bit_for_bit(tableau: Tableau, h: float) -> Non
     y0 = torch.tensor([[0.3, -0.4], [1.0, 0.2]], dtype=FLOAT)
     t0 = torch.tensor([0.1, 0.5], dtype=FLOAT)
     step = rk_step(limit_cycle.f, tableau, t0, t0 + h, y0, None)
+    step = extended(limit_cycle.f, tableau, step)
     row = torch.tensor([0, 1, 1])
     times = torch.stack([step.t1[0], step.t1[1], step.t0[1] + h / 2])
     found = evaluate(tableau, step, row, times)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ctflow import ODEProblem, Solution, Solver, Status, solve
-from ctflow.backends.native.tableau import METHODS
+from ctflow.backends.native.methods import METHODS
 from ctflow.dynamics import MLP
 from tests.checks import check, check_relative
 from tests.problems import FLOAT, blow_up, row_wise

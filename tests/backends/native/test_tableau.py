@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ctflow import InvalidProblem
-from ctflow.backends.native.tableau import METHODS, Tableau
+from ctflow.backends.native.methods import METHODS
+from ctflow.backends.native.tableau import Tableau
+from ctflow.backends.native.trees import conditions, trees
 
 methods = pytest.mark.parametrize("tableau", METHODS.values(), ids=METHODS.keys())
-ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4, "bosh3": 3, "dopri5": 5, "tsit5": 5}
+ORDERS = {
+    "euler": 1, "midpoint": 2, "heun": 2, "ralston": 2, "rk4": 4, "rk4_38": 4, "bosh3": 3,
+    "dopri5": 5, "tsit5": 5, "vern7": 7, "dopri8": 8, "dop853": 8,
+}  # fmt: skip
+DENSE = ORDERS | {
+    "rk4": 3,
+    "rk4_38": 3,
+    "dopri5": 4,
+    "tsit5": 4,
+    "vern7": 6,
+    "dopri8": 7,
+    "dop853": 7,
+}
 RK4, DOPRI5 = METHODS["rk4"], METHODS["dopri5"]
 
 
@@ -41,6 +56,11 @@ def fifth_order_residuals(tableau: Tableau, weights: tuple[float, ...]) -> dict[
     }
 
 
+def test_there_are_as_many_trees_as_the_literature_says() -> None:
+    """Hairer I, table II.2.1; none comes twice."""
+    assert [len(set(trees(n))) for n in range(1, 10)] == [1, 1, 2, 4, 9, 20, 48, 115, 286]
+
+
 @methods
 def test_the_order_is_the_published_one(tableau: Tableau) -> None:
     """The number that error control uses is that of the literature."""
@@ -54,34 +74,99 @@ def test_fifth_order_conditions_hold(name: str) -> None:
     assert max(map(abs, residuals.values())) < 1e-14
 
 
-@pytest.mark.parametrize("name", ["dopri5", "tsit5"])
-def test_the_embedded_solution_is_of_lower_order(name: str) -> None:
-    """The error weights see fifth-order terms: otherwise the estimate would be blind."""
-    tableau = METHODS[name]
-    embedded = tuple(b - e for b, e in zip(tableau.b, tableau.e or (), strict=True))
-    assert max(map(abs, fifth_order_residuals(tableau, embedded).values())) > 1e-6
-
-
 @methods
 def test_the_interpolant_meets_both_ends(tableau: Tableau) -> None:
     """Weights are 0 at the start and b at the end."""
-    assert tableau.weights(0.0) == (0.0,) * tableau.stages
-    assert tableau.weights(1.0) == pytest.approx(tableau.b, abs=1e-14)
+    assert tableau.weights(0.0) == (0.0,) * len(tableau.p)
+    b = (*tableau.b, *[0.0] * tableau.further)
+    assert tableau.weights(1.0) == pytest.approx(b, abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("name", "order"), [("midpoint", 2), ("rk4", 3), ("bosh3", 3), ("dopri5", 4), ("tsit5", 4)]
-)
-@pytest.mark.parametrize("s", [0.25, 0.5, 0.9])
-def test_the_interpolant_satisfies_its_order_conditions(name: str, order: int, s: float) -> None:
-    """Sum w_i(s) c_i^(q-1) = s^q / q for q up to its order (Hairer I, II.6, eq. 6.13)."""
-    tableau = METHODS[name]
-    w, c = tableau.weights(s), tableau.c
+def misses(tableau: Tableau, weights: Sequence[float], order: int, value: float = 1.0) -> float:
+    """How far weights are from the conditions of one order, the largest of all trees."""
     found = [
-        math.fsum(wi * ci ** (q - 1) for wi, ci in zip(w, c, strict=True))
-        for q in range(1, order + 1)
+        math.fsum(w * x for w, x in zip(weights, one.vector, strict=False)) - value * one.value
+        for one in conditions(tableau.a, order)
+        if one.order == order
     ]
-    assert found == pytest.approx([s**q / q for q in range(1, order + 1)], abs=1e-13)
+    return max(map(abs, found))
+
+
+@methods
+def test_every_condition_holds_to_rounding_up_to_the_order_and_no_further(tableau: Tableau) -> None:
+    """All rooted trees: 200 of them for order 8; one node more, and some condition fails."""
+    residuals = [misses(tableau, tableau.b, n) for n in range(1, tableau.order + 2)]
+    assert max(residuals[:-1]) < 2e-14
+    assert residuals[-1] > 1e-8
+
+
+@methods
+@pytest.mark.parametrize("s", [0.3, 0.8])
+def test_the_interpolant_satisfies_its_conditions_and_no_further(
+    tableau: Tableau, s: float
+) -> None:
+    """Every tree, with s^order / gamma in place of 1 / gamma (Hairer I, II.6, theorem 6.1)."""
+    assert tableau.dense_order == DENSE[tableau.name]
+    orders = range(1, DENSE[tableau.name] + 2)
+    residuals = [misses(tableau, tableau.weights(s), n, s**n) for n in orders]
+    assert max(residuals[:-1]) < 1e-12
+    assert residuals[-1] > 1e-8
+
+
+@methods
+def test_the_slope_of_the_interpolant_is_continuous_where_its_source_has_it_so(
+    tableau: Tableau,
+) -> None:
+    """It starts with the first stage; from dopri5 on it ends with f at the end of the step."""
+    last = [math.fsum((j + 1) * x for j, x in enumerate(row)) for row in tableau.p]
+    first = [1.0] + [0.0] * (len(tableau.p) - 1)
+    assert [row[0] for row in tableau.p] == pytest.approx(first, abs=1e-15)
+    if tableau.name in ("bosh3", "dopri5", "tsit5", "vern7", "dopri8", "dop853"):
+        end = tableau.stages if not tableau.fsal else tableau.stages - 1
+        assert last == pytest.approx([float(i == end) for i in range(len(last))], abs=1e-11)
+
+
+@pytest.mark.parametrize("name", ["heun", "ralston", "bosh3", "dopri5", "tsit5", "vern7", "dopri8"])
+def test_the_embedded_solution_has_the_order_it_claims_and_no_higher(name: str) -> None:
+    """Otherwise the estimate would be blind to the terms that it is to see."""
+    tableau = METHODS[name]
+    lower = [b - e for b, e in zip(tableau.b, tableau.e or (), strict=True)]
+    residuals = [misses(tableau, lower, n) for n in range(1, (tableau.error_order or 0) + 2)]
+    assert max(residuals[:-1]) < 2e-14
+    assert residuals[-1] > 1e-6
+
+
+def test_the_two_estimates_of_dop853_are_of_order_5_and_3() -> None:
+    """Blended they fall as h^8."""
+    tableau = METHODS["dop853"]
+    for weights, order in ((tableau.e, 5), (tableau.e_low, 3)):
+        lower = [b - e for b, e in zip(tableau.b, weights or (), strict=True)]
+        assert misses(tableau, lower, order) < 1e-14 < misses(tableau, lower, order + 1)
+
+
+@pytest.mark.parametrize("name", ["tsit5", "vern7", "dopri8", "dop853"])
+@pytest.mark.parametrize("digit", [1e-9, -1e-9])
+def test_a_mistyped_pair_of_coefficients_is_noticed(name: str, digit: float) -> None:
+    """Rows whose sum is right all the same: the trees find them."""
+    tableau = METHODS[name]
+    rows = [list(row) for row in tableau.a]
+    i = len(tableau.b) - 2
+    rows[i][0] += digit
+    rows[i][i - 1] -= digit
+    with pytest.raises(InvalidProblem, match="order"):
+        replace(tableau, a=tuple(map(tuple, rows)))
+
+
+def test_an_interpolant_below_its_claim_is_refused() -> None:
+    """The cubic Hermite of bosh3 is no interpolant of order 4."""
+    with pytest.raises(InvalidProblem, match=r"interpolant of order 4: its condition .*= 1/24 "):
+        replace(METHODS["bosh3"], dense_order=4)
+
+
+def test_an_estimate_below_its_claim_is_refused() -> None:
+    """The solution embedded in dopri5 is not of order 5."""
+    with pytest.raises(InvalidProblem, match="embedded solution"):
+        replace(DOPRI5, error_order=5)
 
 
 @methods
@@ -122,7 +207,12 @@ def test_a_mistyped_coefficient_is_noticed(i: int) -> None:
 
 def test_first_same_as_last_is_read_off_the_coefficients() -> None:
     """Four methods have it by their last row, none by a flag."""
-    assert [name for name, m in METHODS.items() if m.fsal] == ["bosh3", "dopri5", "tsit5"]
+    assert [name for name, m in METHODS.items() if m.fsal] == [
+        "bosh3",
+        "dopri5",
+        "tsit5",
+        "dop853",
+    ]
 
 
 def test_names_are_keys() -> None:

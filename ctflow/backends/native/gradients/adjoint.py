@@ -14,7 +14,6 @@ from ctflow.backends.native.control import Control
 from ctflow.backends.native.gradients.quadrature import FAR, WithQuadrature
 from ctflow.backends.native.gradients.replay import exchange, well
 from ctflow.backends.native.loop import Integration, Outcome
-from ctflow.backends.native.observers import SaveAt
 from ctflow.backends.native.step import Step
 from ctflow.errors import SolveFailed
 from ctflow.solution import Counts, GradientReport, Stats, Status
@@ -91,7 +90,7 @@ class _Adjoint(torch.autograd.Function):
     def forward(ctx: Any, job: _Job, y0: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ANN401
         """Run the loop and keep the outputs."""
         plan = job.plan
-        save = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0)
+        save = plan.saver(job.field, y0)
         job.outcomes.append(plan(job.field, y0, job.f0, [save, job.range]))
         out = save.result()
         ctx.save_for_backward(out, *inputs)
@@ -171,7 +170,7 @@ class _Backward:
             grid=grid, control=self._control, max_steps=max(self._left, 1), size=self._size
         )
         start = torch.cat([y, a], dim=1)
-        save = SaveAt(plan.tableau, grid, plan.span.direction, start)
+        save = plan.saver(self._control.field_of_both, start)
         before = list(self._control.total)
         outcome = plan(self._control.field_of_both, start, None, [self._control.commit, save])
         self._counts.append(outcome.counts)
@@ -188,7 +187,7 @@ class _Backward:
         """State at t_to, with the forward pass's settings."""
         grid = torch.stack([t_from, t_to], dim=1)
         plan = self._job.plan._replace(grid=grid)
-        save = SaveAt(plan.tableau, grid, plan.span.direction, y)
+        save = plan.saver(self._job.field, y)
         plan(self._job.field, y, None, [save])
         return save.result()[1]
 

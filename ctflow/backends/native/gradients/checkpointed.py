@@ -12,8 +12,8 @@ from ctflow.backends.captures import Autocast, Captures, pull, refuse_second, se
 from ctflow.backends.native.gradients.replay import exchange, hits_of_the_well, well
 from ctflow.backends.native.interpolate import evaluate
 from ctflow.backends.native.loop import Integration, Outcome
-from ctflow.backends.native.observers import Hits, LocalError, Recorded, RecordGrid, SaveAt
-from ctflow.backends.native.step import FlatField, rk_step
+from ctflow.backends.native.observers import Hits, KeepCourse, LocalError, Recorded, RecordGrid
+from ctflow.backends.native.step import FlatField, extended
 from ctflow.errors import InvalidProblem
 from ctflow.solution import Counts, Stats
 
@@ -27,6 +27,7 @@ def run(
     y0: Tensor,
     f0: Tensor,
     errors: LocalError | None = None,
+    course: KeepCourse | None = None,
 ) -> tuple[Tensor, Outcome, list[Stats]]:
     """Solve without a graph and let the backward pass redo one step at a time.
 
@@ -37,6 +38,7 @@ def run(
         y0: Initial state, [B, N].
         f0: `field` there, detached.
         errors: Adds up local errors, if they are wanted; it must be new.
+        course: Keeps whole steps, if they are wanted; likewise.
 
     Returns:
         States at the output times, [T, B, N]; how the solve went; and a list into which the
@@ -46,10 +48,15 @@ def run(
         Memory of one state for each accepted step. Backward: every accepted step again (one
         evaluation less than stages under first-same-as-last), with its vector-Jacobian products.
     """
-    job = _Job(plan, field, captures, f0.detach(), errors, [], [])
+    job = _Job(plan, field, captures, f0.detach(), errors, course, [], [])
     found: Sequence[Tensor] = _Checkpointed.apply(job, y0, *captures.inputs)  # pyright: ignore
     total = None if errors is None else found[1]
-    return found[0], job.outcomes[0]._replace(local_error=total), job.stats
+    kept = None
+    if course is not None and len(course.steps):
+        t0, t1 = (torch.stack([step[i] for step in course.steps]) for i in (0, 1))
+        kept = (t0, t1, found[-2], found[-1])
+        course.steps.clear()
+    return found[0], job.outcomes[0]._replace(local_error=total, course=kept), job.stats
 
 
 class _Job(NamedTuple):
@@ -60,6 +67,7 @@ class _Job(NamedTuple):
     captures: Captures
     f0: Tensor
     errors: LocalError | None
+    course: KeepCourse | None
     outcomes: list[Outcome]
     stats: list[Stats]
 
@@ -71,16 +79,20 @@ class _Checkpointed(torch.autograd.Function):
     def forward(ctx: Any, job: _Job, y0: Tensor, *inputs: Tensor) -> Any:  # noqa: ANN401
         """Run the loop and keep its steps."""
         plan = job.plan
-        save, record = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0), RecordGrid()
-        errors = [] if job.errors is None else [job.errors]
-        job.outcomes.append(plan(job.field, y0, job.f0, [save, record, *errors]))
+        save, record = plan.saver(job.field, y0), RecordGrid()
+        more = [observer for observer in (job.errors, job.course) if observer is not None]
+        job.outcomes.append(plan(job.field, y0, job.f0, [save, record, *more]))
         ctx.save_for_backward(y0, *inputs)
         ctx.job, ctx.kept = job, list(zip(record.steps, save.hits, strict=True))
         ctx.autocast = Autocast.now(y0.device.type)
         out = save.result()
         ctx.end = out[-1].clone()
-        total = None if job.errors is None else job.errors.total
-        return (out,) if job.errors is None else (out, y0[:, 0] * 0 if total is None else total)
+        found = [out]
+        if job.errors is not None:
+            total = job.errors.total
+            found.append(y0[:, 0] * 0 if total is None else total)
+        kept = None if job.course is None else job.course.result()
+        return (*found, *(() if kept is None else kept[2:]))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
@@ -106,25 +118,29 @@ def _pull_back(
         return [torch.zeros_like(g[0]), *total]
     if job.outcomes[0].stops:  # a failed sample is a constant
         arrived = (job.outcomes[0].status == 0).to(g.device)
-        gradients = [torch.where(arrived.unsqueeze(1), g, 0.0), *gradients[1:]]
-        gradients[1:] = [torch.where(arrived, e, 0.0) for e in gradients[1:]]
-        g = gradients[0]
+        g = torch.where(arrived.unsqueeze(1), g, 0.0)
+        of_errors = [torch.where(arrived, e, 0.0) for e in gradients[1 : 1 + bool(job.errors)]]
+        gradients = [g, *of_errors, *(torch.zeros_like(x) for x in gradients[1 + len(of_errors) :])]
     a = torch.zeros_like(g[0])
     y_after = exchange(source, end)
     with job.captures.cut() as leaves:
         watched = _Watched(job, leaves)
-        for step, hits in reversed(kept):
+        for i, (step, hits) in reversed(list(enumerate(kept))):
             step = Recorded(*(exchange(source, x) for x in step))
             own = hits_of_the_well(source, hits)
-            a, shares, y1 = _pull_back_step(watched, leaves, step, own, a, gradients)
-            for i, share in enumerate(shares):
-                total[i] = _add(total[i], share)
+            course = () if job.course is None else (gradients[-2][i], gradients[-1][i])
+            a, shares, y1 = _pull_back_step(watched, leaves, step, own, a, gradients, course)
+            for j, share in enumerate(shares):
+                total[j] = _add(total[j], share)
             _check_same(y1, y_after)
             y_after = step.y0
     n_redone = torch.full_like(job.outcomes[0].counts.n_steps, watched.n_f_evals)
     n_steps = torch.full_like(n_redone, len(kept))
     for stats in job.stats:
         stats.backward = Counts(n_redone, n_steps, n_steps, torch.zeros_like(n_steps))
+    at_rest = job.plan.grid[:, -1] == job.plan.grid[:, 0]
+    if bool(at_rest.any()):  # all their outputs are the initial state
+        a = a + torch.where(at_rest.unsqueeze(1), g[1:].sum(0), 0.0)
     return [a + g[0], *total]
 
 
@@ -135,27 +151,30 @@ def _pull_back_step(
     hits: Hits,
     a: Tensor,
     gradients: Sequence[Tensor],
+    of_course: Sequence[Tensor],
 ) -> tuple[Tensor, tuple[Tensor | None, ...], Tensor]:
     """Cotangent of one step's start and of the leaves, from that of its end and of its outputs."""
     tableau, errors = field.job.plan.tableau, field.job.errors
     with torch.enable_grad():
         y0 = kept.y0.detach().requires_grad_()
-        field.last_needed = errors is not None or _needs_last_stage(tableau.fsal, kept, hits)
-        step = rk_step(field, tableau, kept.t0, kept.t1, y0, None)
+        inside = bool((kept.t1[hits.row] != hits.times).any())
+        inside = inside or bool(of_course)
+        field.begin(last_needed=errors is not None or inside or not tableau.fsal)
+        step = field.job.plan.step(field, kept.t0, kept.t1, y0, None)
         outputs, cotangents = [step.y1], [a]
+        step = extended(field, tableau, step) if inside else step
         if len(hits.row):
             outputs.append(evaluate(tableau, step, hits.row, hits.times))
             cotangents.append(gradients[0][hits.column, hits.row])
         if errors is not None:
             outputs.append(errors.of(step))
             cotangents.append(gradients[1])
+        if of_course and field.job.course is not None:
+            outputs.append(field.job.course.stages(step))
+            cotangents.append(of_course[1])
     da, *shares = pull(outputs, (y0, *leaves), cotangents, keep=False)
-    return torch.zeros_like(a) if da is None else da, tuple(shares), step.y1.detach()
-
-
-def _needs_last_stage(fsal: bool, kept: Recorded, hits: Hits) -> bool:
-    """Whether the stage at the end of the step enters an output inside it."""
-    return not fsal or bool((kept.t1[hits.row] != hits.times).any())
+    da = torch.zeros_like(a) if da is None else da
+    return da + of_course[0] if of_course else da, tuple(shares), step.y1.detach()
 
 
 class _Watched:
@@ -164,14 +183,18 @@ class _Watched:
     def __init__(self, job: _Job, leaves: tuple[Tensor, ...]) -> None:
         self.job = job
         self.n_f_evals = 0
-        self.last_needed = True
         self._leaves = leaves
+        self._stage, self._skipped = 0, 0
+
+    def begin(self, last_needed: bool) -> None:
+        """Begin a step; its last stage is left out where it enters nothing."""
         self._stage = 0
+        self._skipped = 0 if last_needed else self.job.plan.tableau.stages
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """Evaluate, and refuse what the forward pass could not have known."""
-        self._stage = self._stage % self.job.plan.tableau.stages + 1
-        if self._stage == self.job.plan.tableau.stages and not self.last_needed:
+        self._stage += 1
+        if self._stage == self._skipped:
             return torch.zeros_like(y)
         self.n_f_evals += 1
         marker = sequence_number()

@@ -7,14 +7,18 @@ from torch import Tensor
 
 from ctflow.backends.native.gradients.replay import exchange, hits_of_the_well, well
 from ctflow.backends.native.loop import Integration, Outcome
-from ctflow.backends.native.observers import LocalError, RecordGrid, SaveAt
-from ctflow.backends.native.step import FlatField, rk_step
+from ctflow.backends.native.observers import KeepCourse, LocalError, RecordGrid
+from ctflow.backends.native.step import FlatField
 
 __all__ = ["run"]
 
 
 def run(
-    plan: Integration, field: FlatField, y0: Tensor, errors: LocalError | None = None
+    plan: Integration,
+    field: FlatField,
+    y0: Tensor,
+    errors: LocalError | None = None,
+    course: KeepCourse | None = None,
 ) -> tuple[Tensor, Outcome]:
     """Solve so that autograd differentiates the accepted steps; step sizes are constants.
 
@@ -27,6 +31,7 @@ def run(
         field: dy/dt on flat tensors.
         y0: Initial state, [B, N].
         errors: Adds up local errors, if they are wanted; it must be new.
+        course: Keeps whole steps, if they are wanted; likewise.
 
     Returns:
         States at the output times, [T, B, N], and how the solve went.
@@ -35,33 +40,43 @@ def run(
         Memory of every accepted step's graph. Several samples: the accepted steps twice.
     """
     if y0.shape[0] == 1:
-        save = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0)
-        outcome = plan(field, y0, None, [save] if errors is None else [save, errors])
+        save = plan.saver(field, y0)
+        more = [observer for observer in (errors, course) if observer is not None]
+        outcome = plan(field, y0, None, [save, *more])
         out, total = save.result(), None if errors is None else errors.total
         if outcome.stops:
             out, total = out.detach(), None if total is None else total.detach()
-        return out, outcome._replace(local_error=total)
+        return out, outcome._replace(local_error=total, course=_kept(course))
     with torch.no_grad():
         start = y0.detach()
-        save, record = SaveAt(plan.tableau, plan.grid, plan.span.direction, start), RecordGrid()
+        save, record = plan.saver(field, start), RecordGrid()
         outcome = plan(field, start, None, [save, record])
         source = well(outcome)
         if source is None:
             return save.result(), outcome
-    again = SaveAt(plan.tableau, plan.grid, plan.span.direction, y0)
-    y, f0 = exchange(source, y0), None
+    again = plan.saver(field, y0)
+    y, f0, n_again = exchange(source, y0), None, 0
     well_rows = (outcome.status == 0).to(y0.device)
     for kept, hits in zip(record.steps, save.hits, strict=True):
         t0, t1 = exchange(source, kept.t0), exchange(source, kept.t1)
-        step = rk_step(field, plan.tableau, t0, t1, y, f0)
+        step = plan.step(field, t0, t1, y, f0)
+        n_again += plan.tableau.stages - (f0 is not None)
         again.save(step, hits_of_the_well(source, hits))
         if errors is not None:
             errors.add(torch.where(well_rows, errors.of(step), 0.0))
-        y, f0 = step.y1, step.k[-1] if plan.tableau.fsal else None
+        if course is not None:
+            course(step, t1)
+        known = plan.tableau.fsal and not plan.ends_in_jump(t0, t1)
+        y, f0 = step.y1, step.k[-1] if known else None
     out = again.result()
     failed = ~well_rows.unsqueeze(1)
     out = torch.where(failed, save.result(), out) if outcome.stops else out
-    n_again = len(record.steps) * (plan.tableau.stages - plan.tableau.fsal) + plan.tableau.fsal
-    counts = outcome.counts
-    counts.n_f_evals.add_(n_again)
-    return out, outcome._replace(local_error=None if errors is None else errors.total)
+    counts, total = outcome.counts, None if errors is None else errors.total
+    counts.n_f_evals.add_(n_again + again.n_f_evals)
+    if course is not None:
+        counts.n_f_evals.add_(course.n_f_evals)
+    return out, outcome._replace(local_error=total, course=_kept(course))
+
+
+def _kept(course: KeepCourse | None) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    return None if course is None else course.result()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.adjoint import Evaluated, Linearised
-from ctflow.backends.native.control import Adaptive, Control, Span, Verdict
+from ctflow.backends.native.control import Adaptive, Control, Span, Verdict, blended
 from ctflow.backends.native.step import FlatField, Step
 from ctflow.backends.native.tableau import Tableau
 
@@ -34,7 +34,8 @@ class WithQuadrature:
 
     Attributes:
         total: The sum of the steps that counted.
-        pending: What the step judged last adds to it if it counts, and its error estimate.
+        pending: What the step judged last adds to it if it counts, and its error estimate; one
+            after the other where the method has two.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class WithQuadrature:
         self._known: dict[int, tuple[Tensor, Evaluated]] = {}
         self.pending: tuple[list[Tensor], list[Tensor]] = ([], [])
         self.total = list(total or (torch.zeros_like(leaf) for leaf in field.leaves))
-        self._estimate = [torch.zeros_like(leaf) for leaf in field.leaves]
+        self._estimate: list[Tensor] = []
 
     def field_of_both(self, t: Tensor, y: Tensor) -> Tensor:
         """d[y, a]/dt = [f, -a df/dy] on [B, 2 N]."""
@@ -82,15 +83,19 @@ class WithQuadrature:
         """The control's own."""
         return self._control.end(t, size, span)
 
-    def judge(self, tableau: Tableau, step: Step, size: Tensor) -> Verdict:
+    def judge(
+        self, tableau: Tableau, step: Step, size: Tensor, memory: Tensor | None = None
+    ) -> Verdict:
         """Accept where the control does and the quadrature's error allows it."""
-        verdict = self._give_up(step, self._control.judge(tableau, step, size))
+        known = () if memory is None else (memory,)
+        verdict = self._give_up(step, self._control.judge(tableau, step, size, *known))
         places = self._places(step)
         counts = verdict.accepted.unsqueeze(1)
         forward_h = -step.h  # the integral runs forward in time
         weight = torch.where(counts, forward_h * self._share, 0.0)
         share = self._sum(tableau.b, places, weight, keep=True)
-        estimate = [] if tableau.e is None else self._sum(tableau.e, places, weight, keep=True)
+        rows = (row for row in (tableau.e, tableau.e_low) if row is not None)
+        estimate = [x for row in rows for x in self._sum(row, places, weight, keep=True)]
         self.pending = (share, estimate)
         if self._seminorm or not estimate or not isinstance(self._control, Adaptive):
             return verdict
@@ -102,13 +107,22 @@ class WithQuadrature:
         most = torch.where(within | at_rest, torch.maximum(suggested, size), suggested)
         rejected = within & ~verdict.accepted
         size = torch.where(rejected, verdict.size, torch.minimum(verdict.size, most))
-        return Verdict(verdict.accepted & within, size, verdict.finite & (ratio < torch.inf))
+        accepted = verdict.accepted & within
+        size = self._control.limited(size, accepted, taken)
+        kept = verdict.memory
+        if kept is not None:
+            before = torch.ones_like(kept) if memory is None else memory
+            kept = torch.where(accepted, kept, before)
+        return Verdict(accepted, size, verdict.finite & (ratio < torch.inf), kept)
 
     def _give_up(self, step: Step, verdict: Verdict) -> Verdict:
         """Stop a sample whose rebuilt state is far outside what the forward pass saw."""
         far = step.y0.chunk(2, dim=1)[0].abs().amax(dim=1) > self._bound
         return Verdict(
-            verdict.accepted & ~far, torch.where(far, 0.0, verdict.size), verdict.finite & ~far
+            verdict.accepted & ~far,
+            torch.where(far, 0.0, verdict.size),
+            verdict.finite & ~far,
+            verdict.memory,
         )
 
     def commit(self, step: Step, t_new: Tensor) -> None:
@@ -116,8 +130,8 @@ class WithQuadrature:
         share, estimate = self.pending
         for i, part in enumerate(share):
             self.total[i] = self.total[i] + part
-        for i, part in enumerate(estimate):
-            self._estimate[i] = self._estimate[i] + part
+        known = self._estimate or [torch.zeros_like(x) for x in estimate]
+        self._estimate = [x + part for x, part in zip(known, estimate, strict=True)]
 
     def error(self) -> float:
         """Norm of the summed estimates in units of tolerance."""
@@ -130,7 +144,7 @@ class WithQuadrature:
             kept = self._known.get(id(k))
             if kept is None:
                 y, a = step.y0.chunk(2, dim=1)
-                found.append(self._field(step.t0.to(y.dtype), y, a))
+                found.append(self._field(step.first_time, y, a))
             else:
                 found.append(kept[1])
         ends = (step.k[0], step.k[-1])
@@ -147,8 +161,14 @@ class WithQuadrature:
 def quadrature_error(
     estimate: Sequence[Tensor], total: Sequence[Tensor], control: Control
 ) -> float:
-    """Norm of the summed estimates in units of the control's tolerance; 0 where it has none."""
-    if not (total and isinstance(control, Adaptive)):
+    """Norm of the summed estimates in units of the control's tolerance; 0 where it has none.
+
+    Args:
+        estimate: One tensor for each of `total`; after them those of `e_low` where it is in use.
+        total: What they are errors of.
+        control: Has the tolerances.
+    """
+    if not (total and estimate and isinstance(control, Adaptive)):
         return 0.0
     return float(_ratio(estimate, total, None, control))
 
@@ -159,7 +179,20 @@ def _ratio(
     share: Sequence[Tensor] | None,
     control: Adaptive,
 ) -> Tensor:
-    """Root mean square of estimate over tolerance, all parameters together."""
+    """Size of the error in tolerances, all parameters together."""
+    n = len(total)
+    ratio = _rms_ratio(estimate[:n], total, share, control)
+    low = estimate[n:]
+    return blended(ratio, _rms_ratio(low, total, share, control)) if low else ratio
+
+
+def _rms_ratio(
+    estimate: Sequence[Tensor],
+    total: Sequence[Tensor],
+    share: Sequence[Tensor] | None,
+    control: Adaptive,
+) -> Tensor:
+    """Root mean square of estimate over tolerance."""
     square, count = torch.zeros((), dtype=torch.float64, device=total[0].device), 0
     for i, error in enumerate(estimate):
         size = (
