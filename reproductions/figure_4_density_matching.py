@@ -82,7 +82,7 @@ PRESETS = {
     "quick": Config("quick"),
     "full": Config(
         "full", backend="compiled", cells=ALL, cnf_iterations=3000, nf_iterations=20_000,
-        batch=512, cnf_rate=1e-2, pixels=200, bands="full", workers=2,
+        batch=512, cnf_rate=5e-3, pixels=200, bands="full", workers=2,
     ),
     "paper": Config(
         "paper", cells=ALL, cnf_iterations=10_000, nf_iterations=500_000, batch=512, loose=1e-5,
