@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -265,7 +266,7 @@ def test_neither_the_plain_nor_the_augmented_points_leave_their_regions() -> Non
     assert torch.equal(y, -x)
 
 
-FIGURES = ("figure_1", "table_1", "figure_3", "tolerance", "augmented", "regularised", "mechanics")
+FIGURES = tuple(name for name in SCRIPTS if name != "backends")
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -325,7 +326,16 @@ def error_rows() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("rows", [ratio_rows, regularised_rows, memory_rows, error_rows])
+def step_rows() -> list[str]:
+    """Milliseconds and evaluations of a training step."""
+    return [
+        f"| {each['part']} | {each['backend']} | {each['gradient']} | "
+        f"{median(each['milliseconds']):.0f} | {each['forward']:.0f} + {each['backward']:.0f} |"
+        for each in results_of("training_step")["paces"]
+    ]
+
+
+@pytest.mark.parametrize("rows", [ratio_rows, regularised_rows, memory_rows, error_rows, step_rows])
 def test_the_tables_of_the_page_are_those_of_the_results(rows: Callable[[], list[str]]) -> None:
     """Every row."""
     page = (ROOT / "docs" / "ode_nets.md").read_text()
