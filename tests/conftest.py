@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 
 import pytest
 import torch
@@ -20,6 +21,13 @@ if importlib.util.find_spec("hypothesis") is not None:  # absent in the run with
         "explore", settings.get_profile("ci"), derandomize=False, max_examples=1000
     )
     settings.load_profile("ci")
+
+# Torch's compiler imports it when it first needs it, and it cannot be imported where warnings are
+# errors: what is left of the first attempt then makes every later one fail.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    if importlib.util.find_spec("setuptools") is not None:
+        importlib.import_module("setuptools")
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # no test opens a window
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -46,8 +46,8 @@ def test_a_pin_is_a_plain_public_version(name: str, version: str) -> None:
 
 def test_the_extras_are_the_documented_ones() -> None:
     """One extra for each purpose; `dev` has what the tests need."""
-    assert set(EXTRAS) == {"testing", "plots", "data", "flows", "docs", "dev"}
-    assert "ctflow[testing,plots,data,flows]" in EXTRAS["dev"]
+    assert set(EXTRAS) == {"testing", "plots", "data", "flows", "series", "docs", "dev"}
+    assert "ctflow[testing,plots,data,flows,series]" in EXTRAS["dev"]
 
 
 def test_torch_may_be_older_than_the_pin() -> None:
