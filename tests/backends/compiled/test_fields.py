@@ -136,7 +136,7 @@ FIELDS: dict[str, tuple[Callable[[], Callable[..., object]], tuple[int, ...]]] =
     "Hamiltonian": (Energy, (5, 4)),
     "divergence, reverse": (lambda: Divergence(True), (5, 2)),
     "divergence, forward": (lambda: Divergence(False), (5, 2)),
-    "convolution and group norm": (lambda: ConvField(8, nn.Softplus), (2, 8, 5, 5)),
+    "convolution and group norm": (lambda: ConvField(8, activation=nn.Softplus), (2, 8, 5, 5)),
     "no batch": (lambda: lambda t, y: -(y**3) + torch.sin(t), ()),
 }
 
