@@ -22,6 +22,15 @@ def test_every_number_is_within_its_band(path: Path) -> None:
         assert band["high"] is None or band["value"] <= band["high"], band
 
 
+def test_the_readme_quotes_what_was_measured() -> None:
+    """Line by line, as `ctflow bench` wrote it."""
+    rows = (RESULTS / "benchmarks" / "README.md").read_text().splitlines()
+    readme = (RESULTS.parents[1] / "README.md").read_text().splitlines()
+    quoted = [line for line in readme if line.startswith("| ") and "(compiled" in line]
+    assert quoted
+    assert set(quoted) <= set(rows)
+
+
 def test_there_are_results() -> None:
     """The folder is where it was."""
     assert len(COMMITTED) >= 3
