@@ -84,11 +84,17 @@ def built(module: nn.Module, inputs: Sequence[Tensor], dynamic: Any, name: str) 
 
     Raises:
         BackendUnavailable: If there is no C++ compiler that works.
-        Unsupported: If an operation cannot be compiled.
+        Unsupported: If an operation cannot be compiled, or Python runs without `assert`.
 
     Cost:
         Tens of seconds; a second from disk.
     """
+    if not __debug__:
+        raise Unsupported(
+            "backend 'compiled' cannot be used under `python -O`: torch's compiler gives other "
+            "values where its `assert` statements are left out. Run without -O, or use "
+            "backend='native'."
+        )
     began = time.perf_counter()
     try:
         with torch.no_grad(), _quiet():

@@ -188,8 +188,16 @@ def test_what_python_sees_may_change_between_solves() -> None:
             torch.testing.assert_close(ours, native, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.skipif(not __debug__, reason="under python -O it is refused before")
 def test_a_machine_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """With what to install, and who can solve meanwhile."""
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))  # pyright: ignore
     with pytest.raises(BackendUnavailable, match=r"C\+\+ compiler.*backend='native'"):
         odeint(lambda t, y: -y * 1.5, torch.ones(2), [0.0, 1.0], solver=COMPILED)
+
+
+@pytest.mark.skipif(__debug__, reason="only under python -O")
+def test_without_asserts_it_is_refused() -> None:
+    """Torch's compiler would make a loop that accepts no step."""
+    with pytest.raises(Unsupported, match="python -O"):
+        odeint(lambda t, y: -y, torch.ones(2), [0.0, 1.0], solver=COMPILED)
