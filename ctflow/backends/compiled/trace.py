@@ -23,8 +23,18 @@ from ctflow.state import Layout
 __all__ = ["Traced", "graph_of", "trace"]
 
 _ATEN = torch.ops.aten
-# Torch has no shapes for these where a free size is broadcast.
-_IN_PARTS: Any = get_decompositions([_ATEN.addcmul, _ATEN.addcdiv, _ATEN.lerp])
+
+
+def _scaled_sum(x: Tensor, y: Any, alpha: float = 1) -> Any:  # noqa: ANN401
+    """x + alpha y: the compiler loses alpha where x or y is a matrix product."""
+    return NotImplemented if alpha == 1 else x + alpha * y
+
+
+_IN_PARTS: Any = {
+    # Torch has no shapes for these where a free size is broadcast.
+    **get_decompositions([_ATEN.addcmul, _ATEN.addcdiv, _ATEN.lerp]),
+    _ATEN.add.Tensor: _scaled_sum,
+}
 
 
 @dataclass(frozen=True)

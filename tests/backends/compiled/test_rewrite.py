@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -38,3 +39,18 @@ def test_parts_of_a_constant_are_taken_out_one_by_one() -> None:
     found = rest(x, *before(w))
     for ours, wanted in zip(found, body(x, w), strict=True):
         torch.testing.assert_close(ours, wanted)
+
+
+@pytest.mark.compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about itself
+def test_the_factor_of_a_sum_with_a_matrix_product_is_kept() -> None:
+    """Torch 2.13 compiles `torch.add(x, a @ b, alpha=0.5)` to x + a @ b."""
+    x, a, b = (torch.randn(shape, dtype=torch.float64) for shape in ((32, 24), (32, 40), (40, 24)))
+
+    def sums(x: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
+        product = a @ b
+        return [torch.add(x, product, alpha=0.5), torch.add(a @ (b + 1), x, alpha=-2)]
+
+    compiled = torch.compile(graph_of(sums, (x, a, b)))
+    for found, wanted in zip(compiled(x, a, b), sums(x, a, b), strict=True):
+        torch.testing.assert_close(found, wanted)
