@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -115,9 +115,19 @@ class Job(NamedTuple):
             layout = Layout.of(y0, own.per_sample)
             y = layout.pack(y0)
             t = torch.empty(layout.batch, dtype=y.dtype, device=y.device)
-            found = trace(self.problem, self.reads, layout, (t, y), tensors, self.wanted)
+
+            def actual(size: Any) -> int:  # noqa: ANN401 - a number, or a symbol
+                if isinstance(size, int):
+                    return size
+                free: Any = extent
+                return size.node.hint // free.node.hint * self.extent
+
+            def follow(wanted: tuple[int, ...] | None) -> Traced:
+                return trace(self.problem, self.reads, layout, (t, y), tensors, wanted, actual)
+
+            found = follow(self.wanted)
             if note_counters(self.problem.f, self.reads):
-                again = trace(self.problem, self.reads, layout, (t, y), tensors, None)
+                again = follow(None)
                 if again.value.code != found.value.code:
                     raise Unsupported(
                         "backend 'compiled' cannot follow an `f` that depends on how often it was "

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
-from torch.fx.experimental.proxy_tensor import make_fx
+
+from ctflow.backends.compiled.splice import settled, spliced
 
 __all__ = ["improved", "merge_equal", "outputs_of", "split_constant"]
 
@@ -55,19 +56,7 @@ def improved(graph: fx.GraphModule, exact: bool) -> fx.GraphModule:
         replacement = _replacement(node, exact)
         if replacement is None:
             continue
-        function, inputs = replacement
-        examples = [x.meta["val"] for x in inputs]
-        inner = make_fx(function, tracing_mode="real")(*examples)
-        with graph.graph.inserting_before(node):
-            table: dict[fx.Node, Any] = {}
-            stand_ins = iter(inputs)
-            for own in inner.graph.nodes:
-                if own.op == "placeholder":
-                    table[own] = next(stand_ins)
-                elif own.op == "output":
-                    node.replace_all_uses_with(table[own.args[0]])
-                else:
-                    table[own] = graph.graph.node_copy(own, table.__getitem__)
+        node.replace_all_uses_with(spliced(node, *replacement))
         graph.graph.erase_node(node)
     merge_equal(graph.graph)
     graph.graph.eliminate_dead_code()
@@ -227,7 +216,7 @@ def _product(node: fx.Node, added: Any) -> _Rewrite | None:  # noqa: ANN401
 
 def _unrolled(a: Tensor, b: Tensor) -> Tensor:
     """a @ b for a short inner dimension: [M, K], [K, N] -> [M, N]."""
-    b = b.contiguous()
+    b = settled(b)
     total = a[:, :1] * b[:1]
     for k in range(1, b.shape[0]):
         total = total + a[:, k : k + 1] * b[k : k + 1]
@@ -239,8 +228,8 @@ def _summed(a: Tensor, b: Tensor) -> Tensor:
     if b.shape[1] < b.shape[0] and a.shape[0] > b.shape[1] and a.stride(0) == 1 < a.stride(1):
         return (b.t().unsqueeze(2) * a.t().unsqueeze(0)).sum(1).t()  # a lies transposed
     if b.shape[1] >= b.shape[0]:
-        return (a.unsqueeze(2) * b.contiguous().unsqueeze(0)).sum(1)
-    return (a.unsqueeze(1) * b.t().contiguous().unsqueeze(0)).sum(2)
+        return (a.unsqueeze(2) * settled(b).unsqueeze(0)).sum(1)
+    return (a.unsqueeze(1) * settled(b.t()).unsqueeze(0)).sum(2)
 
 
 def _rational_tanh(x: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from torch._decomp import get_decompositions
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ctflow.backends.compiled.columns import by_columns
 from ctflow.backends.compiled.reads import Reads
+from ctflow.backends.compiled.rewrite import merge_equal
 from ctflow.backends.field import Field
 from ctflow.errors import CtflowError, InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
@@ -60,6 +62,7 @@ def trace(
     inputs: tuple[Tensor, Tensor],
     tensors: Sequence[Tensor],
     wanted: tuple[int, ...] | None,
+    actual: Callable[[Any], int] = int,
 ) -> Traced:
     """Follow `f` once through its value, and once through its derivative.
 
@@ -73,6 +76,7 @@ def trace(
         inputs: t [B] and y [B, N], fake.
         tensors: Stand-ins for the tensors of `reads`, fake.
         wanted: Indices of the tensors a gradient is wanted of; None for no derivative at all.
+        actual: What a free size is now.
 
     Raises:
         Unsupported: If `f` cannot be followed: its Python depends on values, it draws random
@@ -110,6 +114,11 @@ def trace(
 
     forward = _followed(value, (t, y, *tensors))
     backward = None if wanted is None else _followed(pulled, (t, y, torch.empty_like(y), *tensors))
+    for graph in (forward, backward):
+        if graph is not None:
+            merge_equal(graph.graph)
+            by_columns(graph.graph, actual)
+            graph.recompile()
     return Traced(forward, backward, wanted or ())
 
 
