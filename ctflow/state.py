@@ -46,18 +46,26 @@ def expand_time(t: Tensor, leaf: Tensor) -> Tensor:
 
 def leaves_of(tree: object) -> list[Any]:
     """Leaves of a nested tuple, list or dict, in torch's pytree order."""
-    return pytree.tree_leaves(cast("Any", tree))
+    return [tree] if isinstance(tree, Tensor) else pytree.tree_leaves(cast("Any", tree))
 
 
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:  # noqa: ANN401
     """The same structure with `function` applied to each leaf."""
-    return pytree.tree_map(function, tree)
+    return function(tree) if isinstance(tree, Tensor) else pytree.tree_map(function, tree)
 
 
 def flatten_args(tree: object) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
     """Leaves of `tree`, and the function that puts a list of as many leaves back in its shape."""
-    leaves, treespec = pytree.tree_flatten(cast("Any", tree))
+    leaves, treespec = _flatten(tree)
     return leaves, lambda new: pytree.tree_unflatten(list(new), treespec)
+
+
+_LONE = pytree.tree_flatten(0)[1]
+
+
+def _flatten(tree: object) -> tuple[list[Any], Any]:
+    """Leaves and structure; torch's function leaves a reference cycle behind at every call."""
+    return ([tree], _LONE) if isinstance(tree, Tensor) else pytree.tree_flatten(cast("Any", tree))
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class Layout:
     @classmethod
     def of(cls, y0: State, per_sample: bool) -> Layout:
         """Layout of a state that `ODEProblem` has already checked."""
-        leaves, treespec = pytree.tree_flatten(y0)
+        leaves, treespec = _flatten(y0)
         first: Tensor = leaves[0]
         shapes = tuple(leaf.shape for leaf in leaves)
         return cls(treespec, shapes, first.dtype, first.device, per_sample)
@@ -113,7 +121,7 @@ class Layout:
 
     def pack(self, y: State) -> Tensor:
         """The user's state as [B, N]; a view where the state is one contiguous tensor."""
-        flat = [_real(leaf).reshape(self.batch, -1) for leaf in pytree.tree_leaves(y)]
+        flat = [_real(leaf).reshape(self.batch, -1) for leaf in leaves_of(y)]
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
     @cached_property
@@ -153,7 +161,7 @@ class Layout:
         """
         if self.is_tensor and isinstance(dy, Tensor):
             return self._checked(dy, 0)
-        leaves, treespec = pytree.tree_flatten(cast("Any", dy))
+        leaves, treespec = _flatten(dy)
         if treespec != self.treespec:
             like = pytree.tree_unflatten([None] * len(self.shapes), self.treespec)
             leaves = _in_order(dy, like, "")

@@ -85,7 +85,7 @@ class Config:
 PRESETS = {
     "smoke": Config("smoke", n_train=50, n_test=20, epochs=1, batch=25, width=8, claims=False),
     "quick": Config("quick", n_train=1000),
-    "full": Config("full", data="mnist-10000", n_train=3000, epochs=15, lost=1.0),
+    "full": Config("full", data="mnist-10000", n_train=8000, epochs=15, lost=1.0),
 }
 
 

@@ -55,8 +55,6 @@ def _values_of(control: Control) -> tuple[str, ...]:
 
 
 def _hashable(value: object) -> object:
-    if isinstance(value, slice):
-        return (value.start, value.stop)
     if isinstance(value, tuple):
-        return tuple(_hashable(item) for item in cast("tuple[object, ...]", value))
-    return value
+        return tuple([_hashable(item) for item in cast("tuple[object, ...]", value)])
+    return (value.start, value.stop) if isinstance(value, slice) else value

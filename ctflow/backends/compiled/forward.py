@@ -99,7 +99,7 @@ def forward(job: Job, y: Tensor) -> Found:
         powers = y.new_empty((room, n_powers, batch, n_variables) if job.inside else (0,))
         kept = [torch.empty((room, *s), dtype=d, device=y.device) for s, d in shapes]
         inputs = Inputs(
-            [torch.tensor(head, device=y.device), times, clock, ticks, y, records, states, powers,
+            [_whole_numbers(head, y.device), times, clock, ticks, y, records, states, powers,
              *kept, *values, *rest],
             names,
             rest[-1].shape[0],
@@ -154,6 +154,13 @@ def _names(
         (*RECORD_NAMES, None) if inside else (None,),
         *(("records", *(None for _ in shape)) for shape, _ in kept),
     ]
+
+
+@lru_cache(maxsize=256)
+def _whole_numbers(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """Whole numbers as a tensor that no program writes to."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
 
 
 @lru_cache(maxsize=64)
