@@ -32,7 +32,7 @@ _OPTIONS: dict[str, Any] = {
     "cpp.enable_floating_point_contract_flag": "fast",
     "aot_inductor.use_runtime_constant_folding": False,
 }
-_VERSION = 2  # of what is kept on disk
+_VERSION = 3  # of what is kept on disk
 
 
 @dataclass

@@ -16,6 +16,7 @@ from ctflow.backends.compiled.job import RECORD_NAMES, Job, family_of, rest_of
 from ctflow.backends.compiled.keep import split
 from ctflow.backends.compiled.library import Inputs, Sketch
 from ctflow.backends.native.gradients.replay import well
+from ctflow.backends.native.loop import Outcome
 from ctflow.backends.native.step import warm
 from ctflow.solution import Counts, Stats
 
@@ -38,7 +39,8 @@ class Checkpointed(torch.autograd.Function):
         found = forward(job, y0.detach())
         kept.append(found)
         ctx.save_for_backward(y0, *wanted, *job.reads.tensors)
-        ctx.job, ctx.found, ctx.stats = job, found, stats
+        # Not what holds the output, whose graph leads here: a cycle, that keeps the records.
+        ctx.job, ctx.outcome, ctx.runs, ctx.stats = job, found.outcome, found.runs, stats
         return found.out
 
     @staticmethod
@@ -47,7 +49,7 @@ class Checkpointed(torch.autograd.Function):
         y0 = ctx.saved_tensors[0]  # also checks that nothing was changed in place
         job: Job = ctx.job
         with torch.no_grad():
-            a, totals = pull_back(job, ctx.found, gradients[0], ctx.stats)
+            a, totals = pull_back(job, ctx.outcome, ctx.runs, gradients[0], ctx.stats)
         found = [a, *totals]
         asked = [
             g if need else None for g, need in zip(found, ctx.needs_input_grad[3:], strict=True)
@@ -55,9 +57,11 @@ class Checkpointed(torch.autograd.Function):
         return None, None, None, *refuse_second(asked, str(job.solver.gradient), (gradients[0], y0))
 
 
-def pull_back(job: Job, found: Found, g: Tensor, stats: list[Stats]) -> tuple[Tensor, list[Tensor]]:
+def pull_back(
+    job: Job, outcome: Outcome, runs: list[Run], g: Tensor, stats: list[Stats]
+) -> tuple[Tensor, list[Tensor]]:
     """Gradients of the initial state and of the tensors, from those of the outputs [T, B, N]."""
-    outcome, grid, runs = found.outcome, job.times, found.runs
+    grid = job.times
     wanted = [job.reads.tensors[i] for i in job.wanted or ()]
     totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in wanted]
     if outcome.stops:
@@ -90,7 +94,7 @@ def pull_back(job: Job, found: Found, g: Tensor, stats: list[Stats]) -> tuple[Te
         a, *shares = program(inputs.tensors)
         if shares:
             torch._foreach_add_(totals, shares)  # pyright: ignore
-    _count(job, found, stats)
+    _count(job, outcome, runs, stats)
     return a + g[0], totals
 
 
@@ -105,12 +109,12 @@ def _of(own: Tensor, run: Run) -> Run:
     )
 
 
-def _count(job: Job, found: Found, stats: list[Stats]) -> None:
+def _count(job: Job, outcome: Outcome, runs: Sequence[Run], stats: list[Stats]) -> None:
     """Put the cost of the backward pass where the user reads it."""
-    tableau, n_steps = job.tableau, sum(run.n for run in found.runs)
+    tableau, n_steps = job.tableau, sum(run.n for run in runs)
     n_evals = 0 if job.keeps_evaluations else n_steps * (tableau.stages - tableau.fsal)
-    n_evals += len(found.runs) if job.inside and tableau.fsal else 0
-    like = found.outcome.counts.n_steps
+    n_evals += len(runs) if job.inside and tableau.fsal else 0
+    like = outcome.counts.n_steps
     for one in stats:
         one.backward = Counts(
             torch.full_like(like, n_evals),

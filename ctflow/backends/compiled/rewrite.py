@@ -1,13 +1,15 @@
 """Improvements of a graph before it becomes C++: what the compiler does not do by itself.
 
-* Small matrix products become sums of products, which are fused with what surrounds them. A
-  library call costs 1 to 3 microseconds, more than the arithmetic of a small network's layer.
+* Small matrix products, and those of few columns, become sums of products, which are fused with
+  what surrounds them. A library call costs 1 to 3 microseconds, more than the arithmetic of a
+  small network's layer. Long ones go to oneDNN.
 * tanh in float32 becomes a rational function, within 3 units in the last place.
 * What does not change during a loop (a transposed weight) is computed before it.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -16,12 +18,16 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from ctflow.backends.compiled.products import HAS_ONEDNN, by_onednn
 from ctflow.backends.compiled.splice import settled, spliced
 
 __all__ = ["improved", "merge_equal", "outputs_of", "split_constant"]
 
 _SMALL = 8192  # multiplications below which a library call costs more than the product
 _UNROLLED = 8  # inner dimension up to which a product is no more than a few fused operations
+_NARROW = 4  # columns up to which the libraries are slow
+_LARGE = 2**24  # multiplications from which on an intermediate of each is too much
+_LONG = 2**21  # multiplications from which on oneDNN pays
 
 # tanh(z) = z P(z^2) / Q(z^2) on [0, 4.6]: coefficients by powers from the first, both 1 at 0. A
 # minimax fit of the error that is left after doubling, 8e-9 (weighted least squares, reweighted).
@@ -205,10 +211,17 @@ def _product(node: fx.Node, added: Any) -> _Rewrite | None:  # noqa: ANN401
     rows, inner, columns = shapes
     if inner == 0 or a.meta["val"].dtype not in (torch.float32, torch.float64):
         return None
-    few = isinstance(rows, int) and rows * inner * columns <= _SMALL
-    if inner > _UNROLLED and not few:
+    work = rows * inner * columns if isinstance(rows, int) else math.inf
+    narrow = columns <= _NARROW and work <= _LARGE
+    if inner <= _UNROLLED:
+        function = _unrolled
+    elif work <= _SMALL or narrow:
+        function = _summed
+    elif _LONG <= work < math.inf and a.meta["val"].dtype == torch.float32 and HAS_ONEDNN:
+        inputs = (a, b) if added is None else (a, b, added)
+        return by_onednn, inputs
+    else:
         return None
-    function = _unrolled if inner <= _UNROLLED else _summed
     if added is None:
         return function, (a, b)
     return (lambda bias, a, b: bias + function(a, b)), (added, a, b)

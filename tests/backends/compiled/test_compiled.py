@@ -189,10 +189,10 @@ def test_what_python_sees_may_change_between_solves() -> None:
 
 
 @pytest.mark.skipif(not __debug__, reason="under python -O it is refused before")
-def test_a_machine_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_compiler_is_told_so() -> None:
     """With what to install, and who can solve meanwhile."""
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))  # pyright: ignore
-    with pytest.raises(BackendUnavailable, match=r"C\+\+ compiler.*backend='native'"):
+    without = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})  # pyright: ignore
+    with without, pytest.raises(BackendUnavailable, match=r"C\+\+ compiler.*backend='native'"):
         odeint(lambda t, y: -y * 1.5, torch.ones(2), [0.0, 1.0], solver=COMPILED)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ctflow.backends.compiled.rewrite import split_constant
+from ctflow.backends.compiled.products import HAS_ONEDNN
+from ctflow.backends.compiled.rewrite import improved, split_constant
 from ctflow.backends.compiled.trace import graph_of
 
 
@@ -54,3 +56,26 @@ def test_the_factor_of_a_sum_with_a_matrix_product_is_kept() -> None:
     compiled = torch.compile(graph_of(sums, (x, a, b)))
     for found, wanted in zip(compiled(x, a, b), sums(x, a, b), strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about itself
+def test_products_of_many_numbers_and_of_few_columns() -> None:
+    """The long ones go to oneDNN, with a row added or not; a narrow result needs no library."""
+    torch.manual_seed(0)
+    shapes = ((512, 96), (96, 64), (64, 96), (64,), (64, 3))
+    inputs = [torch.randn(shape) for shape in shapes]
+
+    def products(x: Tensor, w: Tensor, v: Tensor, b: Tensor, narrow: Tensor) -> list[Tensor]:
+        h = torch.addmm(b, x, v.t())
+        return [x @ w + h, h @ narrow]
+
+    with FakeTensorMode() as mode:
+        graph = improved(graph_of(products, [mode.from_tensor(x) for x in inputs]), exact=False)
+    names = [str(node.target) for node in graph.graph.nodes]
+    assert sum(name == "ctflow.linear.default" for name in names) == 2 * HAS_ONEDNN
+    assert sum("mm" in name for name in names) == 2 * (not HAS_ONEDNN)
+    found = torch.compile(graph)(*inputs)
+    wanted = [x.float() for x in products(*(x.double() for x in inputs))]
+    for ours, right in zip(found, wanted, strict=True):
+        assert float((ours - right).norm()) <= 1e-6 * float(right.norm())
