@@ -68,7 +68,9 @@ def split(traced: Traced) -> Split:
         if node.op != "output" and late.intersection(node.all_input_nodes):
             late.add(node)
     outputs: Any = graph.graph.output_node().args[0]
-    constant = _constant(nodes, given)
+    y = inputs[1]
+    sizes, shown = _sizes(nodes, {y, *given})
+    constant = _constant(nodes, given) | sizes
     crossing = [
         node
         for node in nodes
@@ -95,13 +97,18 @@ def split(traced: Traced) -> Split:
     own = {cotangent: _like(second.placeholder("cotangent"), cotangent)}
     for i, node in enumerate(saved):
         own[node] = _like(second.placeholder(f"saved_{i}"), node)
+    shaped = {y: own[cotangent]}  # of the same size as y and its views, with other values
     for node in given:
         placeholder = _like(second.placeholder(node.name), node)
         own.setdefault(node, placeholder)
     for node in nodes:
         if node in own or node.op not in ("call_function", "get_attr"):
             continue
-        if all(x in own for x in node.all_input_nodes):
+        if node in shown:
+            shaped[node] = second.node_copy(node, lambda x: shaped.get(x) or own[x])
+        if node in sizes:
+            own[node] = second.node_copy(node, lambda x: shaped.get(x) or own[x])
+        elif all(x in own for x in node.all_input_nodes):
             own[node] = second.node_copy(node, own.__getitem__)
     second.output(tuple(own[node] for node in outputs[1:]))
     second.eliminate_dead_code()
@@ -110,6 +117,23 @@ def split(traced: Traced) -> Split:
         fx.GraphModule(traced.pulled, second),
         tuple(node.meta["val"] for node in saved),
     )
+
+
+def _sizes(nodes: Sequence[fx.Node], known: set[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
+    """Numbers that follow from sizes of the inputs alone; and the views whose sizes they are."""
+    numbers: set[fx.Node] = set()
+    views: set[fx.Node] = set()
+    for node in nodes:
+        inputs, target = node.all_input_nodes, node.target
+        if node.op != "call_function" or not inputs:
+            continue
+        if not (numbers | views | known).issuperset(inputs):
+            continue
+        if isinstance(node.meta.get("val"), int | torch.SymInt):
+            numbers.add(node)
+        elif isinstance(target, OpOverload) and target.is_view:
+            views.add(node)
+    return numbers, views
 
 
 def _constant(nodes: Sequence[fx.Node], given: Sequence[fx.Node]) -> set[fx.Node]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ctflow import InvalidProblem, ODEProblem, Solver, Unsupported
+from ctflow import InvalidProblem, ODEProblem, Solver, Unsupported, solve
+from ctflow.backends.compiled import job
 from ctflow.backends.compiled.backend import CompiledBackend
 from ctflow.backends.compiled.keep import split
 from ctflow.backends.compiled.library import Free, Sketch
@@ -14,6 +15,7 @@ from ctflow.backends.compiled.reads import read
 from ctflow.backends.compiled.rewrite import improved
 from ctflow.backends.compiled.trace import Traced, graph_of, trace
 from ctflow.state import Layout
+from tests.backends.compiled.conftest import operator_by_operator
 
 
 def _network(width: int, dtype: torch.dtype) -> nn.Module:
@@ -194,3 +196,37 @@ def test_a_free_size_that_code_has_fixed_is_noticed(fixed: bool) -> None:
         if fixed:
             assert x.shape[0] == int(x.shape[0])
     assert sketch.check_free(["batch", "outputs"]) is not fixed
+
+
+class _Pieces(nn.Module):
+    """Splits its state, so that something that is no tensor is made of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh())
+        self.last = nn.Linear(16, 2)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """[B, 2]."""
+        first, second = y.split(1, dim=1)
+        return self.last(self.net(y)) * torch.cat((second, first), dim=1) - y.mean() * t
+
+
+@pytest.mark.parametrize("rows", [(5, 9, 12), (128, 200, 333)])
+def test_direct_takes_any_batch_size_from_the_second_on(rows: tuple[int, ...]) -> None:
+    """What passes from one half of the derivative to the other has free sizes too."""
+    torch.manual_seed(0)
+    f, made = _Pieces().double(), []
+    with operator_by_operator():
+        for n in rows:
+            found: list[Tensor] = []
+            start = torch.randn(n, 2, dtype=torch.float64)
+            for backend in (CompiledBackend(), "native"):
+                y0 = start.clone().requires_grad_()
+                solver = Solver(backend, gradient="direct")  # pyright: ignore
+                loss = solve(ODEProblem(f, y0, [0.0, 0.5, 1.0]), solver).y.square().sum()
+                wanted = (y0, *f.parameters())
+                found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, wanted)]))
+            assert float((found[0] - found[1]).norm()) <= 1e-8 * float(found[1].norm())
+            made.append(sum(len(family.stages) for family in job._FAMILIES.values()))
+    assert made == [2, 4, 4]
