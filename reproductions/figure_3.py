@@ -59,8 +59,7 @@ class Config:
     results: Path = Path(__file__).parent / "results" / "figure_3"
 
 
-_AT_1E_3 = replace(FULL, solver=replace(FULL.solver, rtol=1e-3, atol=1e-3))  # as the paper trains
-_FULL = Config("full", job=_AT_1E_3, batches=(1, 8), n_solves=5, keep=True)
+_FULL = Config("full", job=FULL, batches=(1, 8), n_solves=5, keep=True)
 PRESETS = {
     "smoke": Config(
         "smoke",
