@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from ctflow.backends.compiled.products import LARGE, UNROLLED
 from ctflow.backends.compiled.splice import settled, spliced
 
 __all__ = ["by_columns"]
@@ -25,8 +26,6 @@ _TALL = 64  # rows from which on
 _RATIO = 4  # of rows to columns, likewise
 _WIDEST = 32  # columns up to which
 _NARROW = 8  # columns up to which a result gains nothing by itself
-_UNROLLED = 8  # inner dimension up to which a product is no more than a few operations
-_LARGE = 2**24  # multiplications from which on an intermediate of each is too much
 _LIKE = (_ATEN.zeros_like.default, _ATEN.ones_like.default, _ATEN.full_like.default)
 
 
@@ -94,7 +93,7 @@ def _product_of(node: fx.Node, actual: Callable[[Any], int]) -> Callable[..., Te
     """The function of (a [K, M], b [K, N], added [N] or nothing) that gives (a^T b + added)^T."""
     a, b = (x.meta["val"] for x in node.args[-2:])  # pyright: ignore
     inner, columns = b.shape
-    unrolled = inner <= _UNROLLED or actual(a.shape[0]) * inner * columns > _LARGE
+    unrolled = inner <= UNROLLED or actual(a.shape[0]) * inner * columns > LARGE
 
     def product(a: Tensor, b: Tensor, *added: Tensor) -> Tensor:
         if unrolled:
@@ -162,7 +161,7 @@ def _read_by_product(
     whole = _turned(a)
     if whole in twins and b in twins:
         rows, columns = b.meta["val"].shape
-        if actual(rows) * columns * node.meta["val"].shape[0] > _LARGE:
+        if actual(rows) * columns * node.meta["val"].shape[0] > LARGE:
             node.replace_input_with(a, twins[whole])
             node.replace_input_with(b, spliced(node, lambda x: x.t(), [twins[b]]))
         else:

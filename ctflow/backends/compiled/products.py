@@ -16,7 +16,13 @@ from torch._inductor import ir, lowering
 
 from ctflow.backends.compiled.splice import settled
 
-__all__ = ["HAS_ONEDNN", "by_onednn"]
+__all__ = ["HAS_ONEDNN", "LARGE", "UNROLLED", "by_onednn"]
+
+UNROLLED = 8
+"""Inner dimension up to which a product is no more than a few fused operations."""
+
+LARGE = 2**24
+"""Multiplications from which on an intermediate that holds each of them is too much."""
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 

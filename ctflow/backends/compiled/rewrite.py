@@ -18,15 +18,13 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from ctflow.backends.compiled.products import HAS_ONEDNN, by_onednn
+from ctflow.backends.compiled.products import HAS_ONEDNN, LARGE, UNROLLED, by_onednn
 from ctflow.backends.compiled.splice import settled, spliced
 
 __all__ = ["improved", "merge_equal", "outputs_of", "split_constant"]
 
 _SMALL = 8192  # multiplications below which a library call costs more than the product
-_UNROLLED = 8  # inner dimension up to which a product is no more than a few fused operations
 _NARROW = 4  # columns up to which the libraries are slow
-_LARGE = 2**24  # multiplications from which on an intermediate of each is too much
 _LONG = 2**21  # multiplications from which on oneDNN pays
 
 # tanh(z) = z P(z^2) / Q(z^2) on [0, 4.6]: coefficients by powers from the first, both 1 at 0. A
@@ -212,8 +210,8 @@ def _product(node: fx.Node, added: Any) -> _Rewrite | None:  # noqa: ANN401
     if inner == 0 or a.meta["val"].dtype not in (torch.float32, torch.float64):
         return None
     work = rows * inner * columns if isinstance(rows, int) else math.inf
-    narrow = columns <= _NARROW and work <= _LARGE
-    if inner <= _UNROLLED:
+    narrow = columns <= _NARROW and work <= LARGE
+    if inner <= UNROLLED:
         function = _unrolled
     elif work <= _SMALL or narrow:
         function = _summed
