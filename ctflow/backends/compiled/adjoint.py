@@ -125,7 +125,7 @@ class _Back(NamedTuple):
         rest = rest_of(job)
         inputs = Inputs(
             [torch.tensor(Head(n - 1, limit), device=g.device), *ends, *kept, *totals, *estimates,
-             *control_values(control, times), *rest],
+             *control_values(control, times), *job.stop_values, *rest],
             (_OUTPUTS if job.inside else _ENDS).walk,
             rest[-1].shape[0],
         )  # fmt: skip
@@ -213,30 +213,30 @@ class _Maker(NamedTuple):
         """The walk over all intervals."""
         job = self.job
         n_values = len(control_values(job.control, job.times))
-        n_totals = len(job.wanted or ())
-        first = 8 + n_totals * (2 if self.seminorm else 1) + n_values
-        phases = self._phases(sketch, fakes[first:], n_values, fakes[2].shape[1])
+        n_stops, n_totals = len(job.stop_values), len(job.wanted or ())
+        first = 8 + n_totals * (2 if self.seminorm else 1) + n_values + n_stops
+        phases = self._phases(sketch, fakes[first:], n_values, n_stops, fakes[2].shape[1])
         with sketch.mode, torch.no_grad():
             return AdjointProgram(phases, fakes, job.exact)
 
     def effect(self, sketch: Sketch, fakes: Sequence[Tensor]) -> EffectProgram:
         """What the drift did."""
-        phases = self._phases(sketch, fakes[8:], 0, fakes[2].shape[1])
+        phases = self._phases(sketch, fakes[8:], 0, 0, fakes[2].shape[1])
         with sketch.mode, torch.no_grad():
             return EffectProgram(phases, fakes, self.job.exact)
 
     def _phases(
-        self, sketch: Sketch, tensors: Sequence[Tensor], n_values: int, batch: int
+        self, sketch: Sketch, tensors: Sequence[Tensor], n_values: int, n_stops: int, batch: int
     ) -> AdjointPhases:
         job = self.job
         warm(job.tableau, job.times.dtype, job.times.device)
         with job.autocast.again():
             traced = job.traced(sketch, tensors)
         return AdjointPhases(
-            job.tableau, job.control, traced, n_values, self.seminorm, _carries(job, batch)
+            job.tableau, job.control, traced, n_values, self.seminorm, _carries(job, batch), n_stops
         )
 
 
 def _carries(job: Job, batch: int) -> bool:
     """Whether the derivative at the end of a step serves the next one."""
-    return batch == 1 and job.tableau.fsal and not job.inside
+    return batch == 1 and job.carries and not job.inside

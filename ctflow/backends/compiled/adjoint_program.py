@@ -20,7 +20,8 @@ from ctflow.backends.adjoint import (
     effect_of_drift,
     size_of,
 )
-from ctflow.backends.compiled.controls import with_values
+from ctflow.backends.compiled.controls import judge, remembered, with_values
+from ctflow.backends.compiled.forward_program import stops_from
 from ctflow.backends.compiled.rewrite import improved, outputs_of, split_constant
 from ctflow.backends.compiled.trace import Traced, graph_of
 from ctflow.backends.compiled.trial import Looped, loop
@@ -28,6 +29,7 @@ from ctflow.backends.native.control import Control, Span
 from ctflow.backends.native.gradients.quadrature import FAR, WithQuadrature
 from ctflow.backends.native.loop import cut, resolution
 from ctflow.backends.native.step import combine, rk_step
+from ctflow.backends.native.stops import Sided, Stops
 from ctflow.backends.native.tableau import Tableau
 
 __all__ = ["AdjointPhases", "AdjointProgram", "EffectProgram", "Ends", "Head", "Kept"]
@@ -150,6 +152,7 @@ class AdjointPhases:
         seminorm: Leave the parameters' quadrature out of the step decision, and sum up its error.
         carries: Whether the derivative at the end of a step is kept for the next: of one sample,
             without outputs inside, where it jumps.
+        n_stops: How many inputs say where steps must end: 0, 1 (times) or 2 (and jumps).
     """
 
     tableau: Tableau
@@ -158,15 +161,17 @@ class AdjointPhases:
     n_values: int
     seminorm: bool
     carries: bool
+    n_stops: int = 0
 
     @property
     def n_totals(self) -> int:
         """Parameters that a gradient is wanted of."""
         return len(self.traced.wanted)
 
-    def _split(self, rest: Sequence[Tensor]) -> tuple[Control, Products]:
-        control = with_values(self.control, rest[: self.n_values])
-        return control, Products(self.traced, rest[self.n_values :])
+    def _split(self, rest: Sequence[Tensor]) -> tuple[Control, Stops | None, Products]:
+        control, rest = with_values(self.control, rest[: self.n_values]), rest[self.n_values :]
+        stops, tensors = stops_from(rest[: self.n_stops]), rest[self.n_stops :]
+        return control, stops, Products(self.traced, tensors)
 
     def start(self, head: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         """What the loop carries at its beginning, and the `Constants`.
@@ -174,7 +179,7 @@ class AdjointPhases:
         The adjoint is linear: each sample's is solved at size 1.
         """
         ends = Ends(*inputs[:4])
-        control, field = self._split(inputs[4:])
+        control, stops, field = self._split(inputs[4:])
         size = ends.g.abs().amax(dim=(0, 2))
         scale = torch.where(size > 0, size, 1.0).unsqueeze(1)
         t, t_next = ends.times[:, -1], ends.times[:, -2]
@@ -188,12 +193,20 @@ class AdjointPhases:
         quadrature = self._quadrature(control, field, constants)
         both = torch.cat([ends.out[-1], constants.g[-1]], dim=1)
         span = Span(t, t_next, constants.direction)
-        f = quadrature.field_of_both(t.to(both.dtype), both)
-        step, n_probes = quadrature.first(quadrature.field_of_both, self.tableau, span, both, f)
+        first = probe = quadrature.field_of_both
+        if stops is not None:
+            span = span._replace(t1=stops.next_after(t, span))
+            if self.n_stops > 1:
+                first = Sided(first, stops, span.direction)
+                probe = Sided(probe, stops, -span.direction)
+        f = first(t.to(both.dtype), both)
+        step, n_probes = quadrature.first(probe, self.tableau, span, both, f)
+        memory = remembered(control, self.tableau, t, both)
         n_evals = n_probes + 1 if n_probes or self.carries else 0
         ticks = torch.zeros((2, t.shape[0]), dtype=torch.int64, device=t.device)
         ticks = torch.cat((torch.full_like(ticks[:1], n_evals), ticks))
-        carry = [head.clone(), torch.stack((t, step)), ticks, both]
+        clock = torch.cat((torch.stack((t, step)), t.new_ones((memory, len(t)))))
+        carry = [head.clone(), clock, ticks, both]
         if self.carries:
             carry += [f, *quadrature.place_of(f).shares]
         return (*carry, *constants, scale)
@@ -215,7 +228,7 @@ class AdjointPhases:
 
     def going(self, head: Tensor) -> Tensor:
         """Whether another step is to be taken."""
-        left, limit, steps, lost, _ = head.split(1)
+        left, limit, steps, lost, *_ = head.split(1)
         return ((left > 0) & (steps < limit) & (lost == 0)).all()
 
     def step(
@@ -234,11 +247,11 @@ class AdjointPhases:
         When all samples have arrived at the interval's earlier end, state and adjoint jump: to the
         stored state, and by the gradient that reaches it.
         """
-        control, field = self._split(rest)
+        control, stops, field = self._split(rest)
         tableau = self.tableau
         head, clock, ticks, both, *known = carry
         left, limit, steps, lost, look = head.split(1)
-        t, size = clock.unbind(0)
+        t, size, memory = clock[0], clock[1], clock[2:]
         goal = left - 1
         t_from, t_to = (torch.index_select(times, 1, i)[:, 0] for i in (left, goal))
         span = Span(t_from, t_to, constants.direction)
@@ -247,9 +260,14 @@ class AdjointPhases:
         f = self._remembered(quadrature, t, both, known)
 
         active = t != t_to
-        end = torch.where(active, cut(quadrature.end(t, size, span), size, span), t)
-        step = rk_step(quadrature.field_of_both, tableau, t, end, both, f)
-        verdict = quadrature.judge(tableau, step, size)
+        end, seen = quadrature.end(t, size, span), None
+        if stops is not None:
+            end = cut(end, size, span._replace(t1=stops.next_after(t, span)))
+        end = torch.where(active, cut(end, size, span), t)
+        if stops is not None and self.n_stops > 1:
+            seen = stops.seen(t, end, both.dtype)
+        step = rk_step(quadrature.field_of_both, tableau, t, end, both, f, seen)
+        verdict, memory = judge(quadrature, tableau, step, size, memory)
         moved = verdict.accepted & active & (end != t)
         t_new = torch.where(moved, end, t)
         both_new = torch.where(moved.unsqueeze(1), step.y1, both)
@@ -264,6 +282,7 @@ class AdjointPhases:
         for total, part in zip((*totals, *estimates), added, strict=True):
             total.add_(torch.where(moved.any(), part, 0.0))
 
+        memory = torch.where(arrived, 1.0, memory)  # native's loop begins anew
         jumped = torch.cat([stored, a + _pick(constants.g, goal)], dim=1)
         evals, done, n_rejected = ticks.unbind(0)
         per_step = tableau.stages - self.carries
@@ -272,7 +291,7 @@ class AdjointPhases:
             torch.cat(
                 (left - arrived.long(), limit, steps + 1, lost + stuck.any(), look + drifted)
             ),
-            torch.stack((t_new, verdict.size)),
+            torch.cat((torch.stack((t_new, verdict.size)), memory)),
             torch.stack((evals + per_step, done + active, n_rejected + (active & ~moved))),
             torch.where(arrived, jumped, both_new),
         ]

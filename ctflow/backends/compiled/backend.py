@@ -17,9 +17,10 @@ from ctflow.backends.compiled.job import Job, rest_of
 from ctflow.backends.compiled.library import Sketch
 from ctflow.backends.compiled.reads import Reads, read
 from ctflow.backends.field import Field
-from ctflow.backends.native.backend import NativeBackend, adaptive_or_fixed, counted
+from ctflow.backends.native.backend import NativeBackend, adaptive_or_fixed, counted, stops_of
 from ctflow.backends.native.control import Control
 from ctflow.backends.native.gradients.times import attach
+from ctflow.backends.native.loop import Integration
 from ctflow.backends.native.methods import METHODS
 from ctflow.backends.native.tableau import Tableau
 from ctflow.backends.protocol import Feature, Solver, resolved
@@ -35,8 +36,6 @@ __all__ = ["CompiledBackend"]
 _FEATURES = frozenset(Feature) - {
     Feature.SECOND_ORDER,
     Feature.LOCAL_ERROR,
-    Feature.STEP_CONTROL,
-    Feature.JUMPS,
     Feature.DENSE,
     Feature.COMPLEX,
     Feature.RAGGED,
@@ -76,11 +75,6 @@ class CompiledBackend:
         """Reasons why it cannot do what is asked."""
         reasons = NativeBackend(self.tableau, self.control).refuse(problem, solver)
         method = self.tableau or METHODS.get(solver.method or "dopri5")
-        if method is not None and method.further and problem.t.shape[-1] > 2:
-            reasons.append(
-                f"the interpolant of method={method.name!r} takes further stages, which it does "
-                "not evaluate: ask for the state at the end alone"
-            )
         seminorm = solver.backward is not None and solver.backward.norm == "seminorm"
         if method is not None and method.e_low is not None and seminorm:
             reasons.append(f"method={method.name!r} has two estimates, no seminorm can add up both")
@@ -129,7 +123,7 @@ class CompiledBackend:
         autocast = Autocast.now(layout.device.type)
         job = Job(
             problem, reads, layout, tableau, control, self.exact, solver, times.detach(), wanted,
-            autocast,
+            autocast, stops_of(problem, solver, times),
         )  # fmt: skip
         return job, y0, times
 
@@ -144,11 +138,15 @@ class CompiledBackend:
         else:
             gradient = str(solver.gradient)
             field = Field(problem, job.layout)
+            plan = Integration(
+                job.tableau, job.control, job.times, solver.max_steps, stops=job.stops
+            )
+            after, before = plan.beside(field, after=True), plan.beside(field, after=False)
             start = y0
             if moving:
                 with torch.no_grad():
-                    f0 = field(times[:, 0].to(y0.dtype), y0)
-                start = shift(field, times[:, 0], y0, -1.0, f0, gradient)
+                    f0 = after(times[:, 0].to(y0.dtype), y0)
+                start = shift(after, times[:, 0], y0, -1.0, f0, gradient)
             tensors = (job.reads.tensors[i] for i in job.wanted)
             kept: list[Found] = []
             if gradient == "adjoint":
@@ -156,7 +154,7 @@ class CompiledBackend:
             else:
                 out = Checkpointed.apply(job, kept, stats, start, *tensors)  # pyright: ignore
             found = kept[0]
-            out = attach(field, times, y0, out, found.outcome, gradient) if moving else out
+            out = attach(before, times, y0, out, found.outcome, gradient) if moving else out
         result = Stats(
             resolved(solver, self, job.tableau.name),
             found.outcome.counts,

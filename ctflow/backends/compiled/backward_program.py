@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from ctflow.backends.compiled.forward_program import stops_from
 from ctflow.backends.compiled.rewrite import improved, outputs_of, split_constant
 from ctflow.backends.compiled.trace import Traced, graph_of
 from ctflow.backends.compiled.trial import Looped, loop
 from ctflow.backends.native.interpolate import coefficients, spread
-from ctflow.backends.native.step import FlatField, combine, rk_step
+from ctflow.backends.native.step import FlatField, combine, extended, rk_step
 from ctflow.backends.native.tableau import Tableau
 
 __all__ = ["Backward", "BackwardProgram", "Records"]
@@ -47,6 +48,11 @@ class Backward:
         tableau: The method.
         traced: f and its vector-Jacobian product as graphs.
         inside: Whether gradients reach outputs inside steps.
+        carries: Whether the last stage of a step is the first of the next, and is pulled back
+            there.
+        redone: Stages that a step is charged for itself.
+        dtype: That of the interpolant.
+        n_stops: How many inputs say where steps must end; f sees one side of the jumps only.
         recalled: The vector-Jacobian product from what was kept of each evaluation; None where
             each step is redone.
     """
@@ -54,16 +60,11 @@ class Backward:
     tableau: Tableau
     traced: Traced
     inside: bool
+    carries: bool
+    redone: int
+    dtype: torch.dtype
+    n_stops: int = 0
     recalled: fx.GraphModule | None = None
-
-    @property
-    def _redone(self) -> int:
-        """Stages that outputs inside a step are charged to in that step itself.
-
-        The last of a first-same-as-last method is the first of the next step, and is pulled back
-        there.
-        """
-        return self.tableau.stages - self.tableau.fsal
 
     def last(
         self, n: Tensor, t_end: Tensor, y_end: Tensor, records: Records, *tensors: Tensor
@@ -72,10 +73,10 @@ class Backward:
 
         That stage is f at the end of the solve.
         """
-        sums = self._sums(n - 1, records)
+        sums, tensors = self._sums(n - 1, records), tensors[self.n_stops :]
         cotangent = self._of_last_stage(n - 1, records, sums)
         t = t_end.to(y_end.dtype)
-        if not self.tableau.fsal:
+        if not self.carries:
             leaves = [torch.zeros_like(tensors[i]) for i in self.traced.wanted]
             return (sums, torch.zeros_like(y_end), *leaves)
         _, a, *shares = _graph(self.traced.pulled)(t, y_end, cotangent, *tensors)
@@ -97,6 +98,7 @@ class Backward:
     ) -> tuple[Tensor, ...]:
         """Cotangent of a step's start from that of its end; adds the tensors' to `totals`."""
         tableau, here = self.tableau, left - 1
+        stops, tensors = stops_from(tensors[: self.n_stops]), tensors[self.n_stops :]
         t0, t1 = _pick(records.steps, here, 2).unbind(0)
         y0 = torch.zeros_like(a) if self.recalled else _pick(records.states, here)
         earlier = sums
@@ -106,16 +108,18 @@ class Backward:
             field: FlatField = _Differentiable(self.traced, tensors, leaves)
             if self.recalled:
                 of_step = [_pick(buffer, here) for buffer in kept]
-                field = _Recalled(self.recalled, of_step, self._redone, tensors, leaves)
-            step = rk_step(field, tableau, t0, t1, y, None)
+                field = _Recalled(self.recalled, of_step, self.redone, tensors, leaves)
+            seen = stops.seen(t0, t1, y.dtype) if stops is not None and self.n_stops > 1 else None
+            step = rk_step(field, tableau, t0, t1, y, None, seen)
             outputs, cotangents = [step.y1], [a]
             if self.inside:
-                outputs += coefficients(tableau, step, self._redone)
+                step = extended(field, tableau, step)
+                outputs += coefficients(tableau, step, self.dtype, self.redone)
                 cotangents += sums[1:].unbind(0)
                 before = torch.clamp(here - 1, min=0)
                 earlier = self._sums(before, records)
                 earlier = torch.where(here > 0, earlier, 0.0)
-                if tableau.fsal:
+                if self.carries:
                     outputs.append(step.k[0])
                     cotangents.append(self._of_last_stage(before, records, earlier))
         found: list[Tensor | None] = list(
@@ -126,7 +130,8 @@ class Backward:
         for total, share in zip(totals, shares, strict=True):
             if share is not None:
                 total.add_(share.detach())
-        return (here, a_new + sums[0] if self.inside else a_new, earlier.clone())
+        a_new = a_new + sums[0].to(a_new.dtype) if self.inside else a_new
+        return (here, a_new, earlier.clone())
 
     def _sums(self, at_step: Tensor, records: Records) -> Tensor:
         """Cotangents of one step's y0 and interpolant, [D + 1, B, N], from those of its outputs."""
@@ -139,8 +144,8 @@ class Backward:
         sample = torch.arange(g.shape[1], device=g.device).unsqueeze(0)
         chosen = torch.where(theirs, g[index, sample], 0.0)
         s = (wanted[index, sample] - t0) / (t1 - t0)
-        s = torch.where(theirs, s.to(g.dtype).unsqueeze(-1), 0.0)
-        return torch.stack(spread(chosen, s, len(self.tableau.p[0])))
+        s = torch.where(theirs, s.to(self.dtype).unsqueeze(-1), 0.0)
+        return torch.stack(spread(chosen.to(self.dtype), s, len(self.tableau.p[0])))
 
     def _of_last_stage(self, at_step: Tensor, records: Records, sums: Tensor) -> Tensor:
         """Cotangent of the last stage of a step, [B, N], from those of its interpolant."""

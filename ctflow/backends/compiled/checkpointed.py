@@ -86,7 +86,7 @@ def pull_back(
         window = _range(max(2, run.widest), g.device) if job.inside else run.windows
         inputs = Inputs(
             [torch.tensor([run.n], device=g.device), a, run.clock, run.y, grid, g, run.steps,
-             run.states, run.windows, window, *run.kept, *totals, *rest],
+             run.states, run.windows, window, *run.kept, *totals, *job.stop_values, *rest],
             names,
             rest[-1].shape[0],
         )  # fmt: skip
@@ -111,9 +111,9 @@ def _of(own: Tensor, run: Run) -> Run:
 
 def _count(job: Job, outcome: Outcome, runs: Sequence[Run], stats: list[Stats]) -> None:
     """Put the cost of the backward pass where the user reads it."""
-    tableau, n_steps = job.tableau, sum(run.n for run in runs)
-    n_evals = 0 if job.keeps_evaluations else n_steps * (tableau.stages - tableau.fsal)
-    n_evals += len(runs) if job.inside and tableau.fsal else 0
+    n_steps = sum(run.n for run in runs)
+    n_evals = 0 if job.keeps_evaluations else n_steps * job.redone
+    n_evals += len(runs) if job.inside and job.carries else 0
     like = outcome.counts.n_steps
     for one in stats:
         one.backward = Counts(
@@ -149,8 +149,11 @@ def _module(job: Job, sketch: Sketch, fakes: Sequence[Tensor], n_kept: int) -> B
     """The backward program of a job, with the sizes of a sketch."""
     n_totals = len(job.wanted or ())
     warm(job.tableau, job.times.dtype, job.times.device)
-    traced = job.traced(sketch, fakes[10 + n_kept + n_totals :])
+    n_stops = len(job.stop_values)
+    traced = job.traced(sketch, fakes[10 + n_kept + n_totals + n_stops :])
     recalled = split(traced).recalled if job.keeps_evaluations else None
-    phases = Backward(job.tableau, traced, job.inside, recalled)
+    phases = Backward(
+        job.tableau, traced, job.inside, job.carries, job.redone, job.dense_dtype, n_stops, recalled
+    )
     with sketch.mode:
         return BackwardProgram(phases, fakes, n_kept, job.exact)

@@ -9,9 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ctflow.backends.native.control import Control
+from ctflow.backends.native.control import Adaptive, Control, Verdict
+from ctflow.backends.native.step import Step
+from ctflow.backends.native.tableau import Tableau
+from ctflow.errors import Unsupported
 
-__all__ = ["control_key", "control_values", "with_values"]
+__all__ = ["control_key", "control_values", "judge", "remembered", "with_values"]
 
 
 def control_key(control: Control) -> tuple[object, ...]:
@@ -21,7 +24,8 @@ def control_key(control: Control) -> tuple[object, ...]:
     if not values and not hasattr(kind, "__dataclass_fields__"):
         return (kind, control)
     held = vars(control).items()
-    return (kind, *((name, _hashable(value)) for name, value in held if name not in values))
+    fixed = ((name, _hashable(value)) for name, value in held if name not in values)
+    return (kind, values, *fixed)
 
 
 def control_values(control: Control, like: Tensor) -> tuple[Tensor, ...]:
@@ -51,10 +55,50 @@ def with_values(control: Control, values: Sequence[Tensor]) -> Control:
 
 
 def _values_of(control: Control) -> tuple[str, ...]:
-    return getattr(type(control), "VALUES", ())
+    return getattr(control, "VALUES", ())
+
+
+def remembered(control: Control, tableau: Tableau, t: Tensor, y: Tensor) -> int:
+    """How many numbers of each sample a control remembers from step to step.
+
+    Args:
+        control: The control.
+        tableau: The method.
+        t: Times, [B].
+        y: State, [B, N].
+    """
+    if isinstance(control, Adaptive) and control.betas == (1.0, 0.0, 0.0):
+        return 0
+    rest = torch.zeros_like(y)
+    step = Step(t, t, y, y, rest[:, :1], (rest,) * tableau.stages)
+    memory = control.judge(tableau, step, torch.ones_like(t)).memory
+    return 0 if memory is None else memory.reshape(-1, len(t)).shape[0]
 
 
 def _hashable(value: object) -> object:
     if isinstance(value, tuple):
         return tuple([_hashable(item) for item in cast("tuple[object, ...]", value)])
     return (value.start, value.stop) if isinstance(value, slice) else value
+
+
+def judge(
+    control: Control, tableau: Tableau, step: Step, size: Tensor, memory: Tensor
+) -> tuple[Verdict, Tensor]:
+    """What a control says of a step, and what it then remembers, [M, B].
+
+    Args:
+        control: The control.
+        tableau: The method.
+        step: The step.
+        size: Its size, [B].
+        memory: What it remembers, [M, B], M as `remembered` says; ones before the first step.
+    """
+    if not len(memory):
+        return control.judge(tableau, step, size), memory
+    verdict = control.judge(tableau, step, size, memory.to(step.y0.dtype))
+    if verdict.memory is None or verdict.memory.shape != memory.shape:
+        raise Unsupported(
+            f"backend 'compiled' needs a control that remembers [M, B] numbers after every step, "
+            f"got {type(control).__name__}, which does not. Use backend='native'."
+        )
+    return verdict, verdict.memory.to(memory.dtype)

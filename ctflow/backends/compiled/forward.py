@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ctflow.backends.compiled.controls import control_values
+from ctflow.backends.compiled.controls import control_values, remembered
 from ctflow.backends.compiled.forward_program import Forward, ForwardProgram, Head, Summary
 from ctflow.backends.compiled.job import RECORD_NAMES, Job, family_of, rest_of
 from ctflow.backends.compiled.keep import split
@@ -35,7 +35,8 @@ class Run(NamedTuple):
         kept: What the derivative of each evaluation needs, [C, ...] each.
         windows: Which outputs lie in each step, from and to, [2, B, C].
         widest: Most outputs in one step.
-        clock: Time, size of the next step and largest |y| at the end, [3, B].
+        clock: Time, size of the next step, largest |y| at the end, and what the control then
+            remembers, [3 + M, B].
         y: State at the end, [B, N].
     """
 
@@ -79,14 +80,17 @@ def forward(job: Job, y: Tensor) -> Found:
     family = family_of(job, "forward")
     values, rest = control_values(job.control, times), rest_of(job)
     shapes = _kept(job, family, y) if job.keeps_evaluations else []
-    n_states = (job.keeps_states or job.inside) + n_powers
-    size = n_states * y.numel() * y.element_size() + sum(s.numel() * d.itemsize for s, d in shapes)
+    dense = job.dense_dtype
+    size = (job.keeps_states or job.inside) * y.numel() * y.element_size()
+    size += n_powers * y.numel() * dense.itemsize + sum(s.numel() * d.itemsize for s, d in shapes)
     names = _names(job.inside, job.keeps_states, shapes)
 
     def make(sketch: Sketch, fakes: Sequence[Tensor]) -> ForwardProgram:
         return _module(job, sketch, fakes, 3 + len(shapes))
 
-    clock, ticks = _blank(batch, times.dtype, y.device)
+    if family.memory is None:
+        family.memory = remembered(job.control, tableau, times[:, 0], y)
+    clock, ticks = _blank(batch, family.memory, times.dtype, y.device)
     max_steps, steps = job.solver.max_steps, 0
     out: Tensor | None = None
     runs: list[Run] = []
@@ -96,11 +100,13 @@ def forward(job: Job, y: Tensor) -> Found:
         head = Head(max_steps, room, steps, out is None, len(runs) + 1)
         records = torch.empty((2, batch, room), dtype=times.dtype, device=y.device)
         states = y.new_empty((room, batch, n_variables) if job.keeps_states else (0,))
-        powers = y.new_empty((room, n_powers, batch, n_variables) if job.inside else (0,))
+        powers = y.new_empty(
+            (room, n_powers, batch, n_variables) if job.inside else (0,), dtype=dense
+        )
         kept = [torch.empty((room, *s), dtype=d, device=y.device) for s, d in shapes]
         inputs = Inputs(
             [_whole_numbers(head, y.device), times, clock, ticks, y, records, states, powers,
-             *kept, *values, *rest],
+             *kept, *values, *job.stop_values, *rest],
             names,
             rest[-1].shape[0],
         )  # fmt: skip
@@ -164,10 +170,12 @@ def _whole_numbers(values: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _blank(batch: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def _blank(
+    batch: int, memory: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Clock and ticks before the first run, which does not read them."""
     with torch.inference_mode(False):
-        clock = torch.zeros((3, batch), dtype=dtype, device=device)
+        clock = torch.zeros((3 + memory, batch), dtype=dtype, device=device)
         return clock, torch.zeros((3, batch), dtype=torch.int64, device=device)
 
 
@@ -197,21 +205,23 @@ def _kept(job: Job, family: Family, y: Tensor) -> list[tuple[torch.Size, torch.d
         sketch = Sketch(())
         stand_ins = [sketch.tensor(x, (None,) * x.dim()) for x in rest_of(job)]
         saved = split(job.traced(sketch, stand_ins)).saved
-        n_stages = job.tableau.stages - job.tableau.fsal
-        known = family.kept[sizes] = [(x.shape, x.dtype) for x in saved] * n_stages
+        known = family.kept[sizes] = [(x.shape, x.dtype) for x in saved] * job.redone
     return known
 
 
 def _module(job: Job, sketch: Sketch, fakes: Sequence[Tensor], n_buffers: int) -> ForwardProgram:
     """The forward program of a job."""
-    n_values = len(control_values(job.control, job.times))
+    n_values, n_stops = len(control_values(job.control, job.times)), len(job.stop_values)
     warm(job.tableau, job.times.dtype, job.times.device)
     keeps = job.keeps_evaluations
     traced = (job if keeps else job._replace(wanted=None)).traced(
-        sketch, fakes[5 + n_buffers + n_values :]
+        sketch, fakes[5 + n_buffers + n_values + n_stops :]
     )
     watch = job.wanted is not None and job.solver.gradient == "adjoint"
     kept = split(traced).kept if keeps else None
-    phases = Forward(job.tableau, job.control, traced, n_values, job.inside, watch, kept)
+    phases = Forward(
+        job.tableau, job.control, traced, n_values, job.inside, watch, job.carries, job.redone,
+        n_stops, kept,
+    )  # fmt: skip
     with sketch.mode, torch.no_grad():
         return ForwardProgram(phases, fakes, n_buffers, job.exact)

@@ -12,18 +12,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
-from ctflow.backends.compiled.controls import with_values
+from ctflow.backends.compiled.controls import judge, with_values
 from ctflow.backends.compiled.rewrite import improved, outputs_of, split_constant
 from ctflow.backends.compiled.trace import Traced, graph_of
 from ctflow.backends.compiled.trial import Looped, loop
 from ctflow.backends.native.control import Control, Span
 from ctflow.backends.native.interpolate import at, coefficients
 from ctflow.backends.native.loop import cut, resolution
-from ctflow.backends.native.step import FlatField, rk_step
+from ctflow.backends.native.step import FlatField, extended, rk_step
+from ctflow.backends.native.stops import Sided, Stops
 from ctflow.backends.native.tableau import Tableau
 from ctflow.solution import Status
 
-__all__ = ["Forward", "ForwardProgram", "Head", "Summary"]
+__all__ = ["Forward", "ForwardProgram", "Head", "Summary", "stops_from"]
 
 
 class Head(NamedTuple):
@@ -65,6 +66,9 @@ class Forward:
         n_values: How many values the control takes.
         inside: Whether outputs inside steps are wanted.
         watch: Whether the largest |y| is wanted.
+        carries: Whether a step's last stage is the first of the next.
+        redone: Evaluations of one step.
+        n_stops: How many inputs say where steps must end: 0, 1 (times) or 2 (and jumps).
         kept: f as a graph that also returns what its derivative needs; None where nothing of an
             evaluation is kept.
         probes: Filled with the evaluations that the first step's size takes.
@@ -76,11 +80,15 @@ class Forward:
     n_values: int
     inside: bool
     watch: bool
+    carries: bool
+    redone: int
+    n_stops: int = 0
     kept: fx.GraphModule | None = None
     probes: list[int] = field(default_factory=list[int], compare=False)
 
-    def _split(self, rest: Sequence[Tensor]) -> tuple[Control, Sequence[Tensor]]:
-        return with_values(self.control, rest[: self.n_values]), rest[self.n_values :]
+    def _split(self, rest: Sequence[Tensor]) -> tuple[Control, Stops | None, Sequence[Tensor]]:
+        control, rest = with_values(self.control, rest[: self.n_values]), rest[self.n_values :]
+        return control, stops_from(rest[: self.n_stops]), rest[self.n_stops :]
 
     def _field(self, tensors: Sequence[Tensor], saved: list[tuple[Tensor, ...]]) -> FlatField:
         """f with its tensors; what its derivative needs goes into `saved`."""
@@ -102,39 +110,44 @@ class Forward:
         Args:
             head: Whole numbers, as `Head` says.
             times: Output times, [B, T].
-            clock: Time, step size, largest |y|, [3, B]; read only if the run is not fresh.
+            clock: Time, step size, largest |y|, and what the control remembers, [3 + M, B]; read
+                only if the run is not fresh.
             ticks: Status, attempted steps, rejected steps, [3, B]; likewise.
             y: State, [B, N].
-            rest: The control's values and the tensors of f.
+            rest: The control's values, the stops and the tensors of f.
         """
-        control, tensors = self._split(rest)
+        control, stops, tensors = self._split(rest)
         fresh = head[Head().fresh] != 0
         t1 = times[:, -1].clone()
         direction = torch.sign(t1 - times[:, 0])
         t = torch.where(fresh, times[:, 0], clock[0])
         ticks = torch.where(fresh, 0, ticks)
         saved: list[tuple[Tensor, ...]] = []
-        field = self._field(tensors, saved)
-        f = field(t.to(y.dtype), y)
+        field, probe = self._field(tensors, saved), self._field(tensors, [])
         span = Span(times[:, 0], t1, direction)
-        size, n_probes = control.first(self._field(tensors, []), self.tableau, span, y, f)
+        if stops is not None:
+            span = span._replace(t1=stops.next_after(span.t0, span))
+            if self.n_stops > 1:
+                field, probe = Sided(field, stops, direction), Sided(probe, stops, -direction)
+        f = field(t.to(y.dtype), y)
+        size, n_probes = control.first(probe, self.tableau, span, y, f)
         self.probes.append(n_probes)
         size = torch.where(fresh, size, clock[1])
         largest = y.abs().amax(1).to(t.dtype) if self.watch else torch.zeros_like(t)
+        largest = torch.maximum(largest, torch.where(fresh, 0.0, clock[2]))
         bad = (ticks[0] == Status.OK) & ~torch.isfinite(f).all(dim=1)
         status = torch.where(bad, int(Status.NON_FINITE), ticks[0])
         done = torch.where(bad, 0, ticks[1])
         steps = head[Head().steps : Head().steps + 1]
-        fsal = self.tableau.fsal
         return (
             t1,
             direction,
             torch.cat((steps, torch.zeros_like(steps))),
-            torch.stack((t, size, torch.maximum(largest, torch.where(fresh, 0.0, clock[2])))),
+            torch.cat((torch.stack((t, size, largest)), torch.where(fresh, 1.0, clock[3:]))),
             torch.stack((status, done, ticks[2])),
             y.clone(),
-            f if fsal else f.new_empty(0),
-            *(x.clone() for x in (saved[0] if saved and fsal else ())),
+            f if self.carries else f.new_empty(0),
+            *(x.clone() for x in (saved[0] if saved and self.carries else ())),
         )
 
     def going(
@@ -155,33 +168,40 @@ class Forward:
         """One attempted step of every sample: native's loop, one turn of it.
 
         Args:
-            carry: Marks (attempted steps, records), clock, ticks, state, f there if the method is
-                first-same-as-last, and what its derivative needs.
+            carry: Marks (attempted steps, records), clock, ticks, state, f there if the last step
+                knows it, and what its derivative needs.
             t1: End of the interval, [B].
             direction: +1 or -1, [B].
             buffers: Records, written in place: start and end of the step [2, B, C]; its state
                 [C, B, N]; its interpolant [C, D, B, N]; what each stage's derivative needs. Those
                 without elements are left alone.
-            rest: The control's values and the tensors of f.
+            rest: The control's values, the stops and the tensors of f.
         """
         marks, clock, ticks, y, f, *saved_first = carry
         times, states, powers, *kept = buffers
-        control, tensors = self._split(rest)
+        control, stops, tensors = self._split(rest)
         tableau = self.tableau
-        t, size, largest = clock.unbind(0)
+        t, size, largest, *_ = clock.unbind(0)
         status, done, n_rejected = ticks.unbind(0)
         span = Span(t, t1, direction)
         active = (status == Status.OK) & (t != t1)
-        end = torch.where(active, cut(control.end(t, size, span), size, span), t)
+        end = control.end(t, size, span)
+        seen = None
+        if stops is not None:
+            end = cut(end, size, span._replace(t1=stops.next_after(t, span)))
+        end = torch.where(active, cut(end, size, span), t)
+        if stops is not None and self.n_stops > 1:
+            seen = stops.seen(t, end, y.dtype)
         saved: list[tuple[Tensor, ...]] = [tuple(saved_first)] if saved_first else []
         field = self._field(tensors, saved)
-        step = rk_step(field, tableau, t, end, y, f if tableau.fsal else None)
-        verdict = control.judge(tableau, step, size)
+        step = rk_step(field, tableau, t, end, y, f if self.carries else None, seen)
+        last = saved[-1] if saved else ()
+        verdict, memory = judge(control, tableau, step, size, clock[3:])
         moved = verdict.accepted & active & (end != t)
         t_new = torch.where(moved, end, t)
         column = moved.unsqueeze(1)
         y_new = torch.where(column, step.y1, y)
-        f_new = torch.where(column, step.k[-1], f) if tableau.fsal else f.clone()
+        f_new = torch.where(column, step.k[-1], f) if self.carries else f.clone()
         steps = marks[0] + 1
         stuck = active & ~moved & (verdict.size <= resolution(t_new, span))
         why = torch.where(verdict.finite, int(Status.STEP_TOO_SMALL), int(Status.NON_FINITE))
@@ -192,20 +212,21 @@ class Forward:
         if states.numel():
             states.index_copy_(0, slot, y.unsqueeze(0))
         if powers.numel():
-            q = torch.stack(coefficients(tableau, step, tableau.stages))
+            step = extended(field, tableau, step)
+            q = torch.stack(coefficients(tableau, step, powers.dtype))
             powers.index_copy_(0, slot, q.unsqueeze(0))
-        flat = [x for stage in saved[: tableau.stages - tableau.fsal] for x in stage]
+        flat = [x for stage in saved[: self.redone] for x in stage]
         for buffer, x in zip(kept, flat, strict=True):
             buffer.index_copy_(0, slot, x.unsqueeze(0))
         went = moved.any()
-        carried = zip(saved[-1], saved_first, strict=True) if saved_first else ()
+        carried = zip(last, saved_first, strict=True) if saved_first else ()
         if self.watch:
             seen = torch.where(moved, step.y1.abs().amax(1), 0.0).to(t.dtype)
             largest = torch.maximum(largest, seen)
         next_size = torch.where(stuck & (verdict.size == 0), size, verdict.size)
         return (
             torch.stack((steps, marks[1] + went.to(torch.int64))),
-            torch.stack((t_new, next_size, largest)),
+            torch.cat((torch.stack((t_new, next_size, largest)), memory)),
             torch.stack(
                 (
                     torch.where(stuck, why, status),
@@ -242,8 +263,7 @@ class Forward:
         status = torch.where(ended, int(Status.MAX_STEPS), ticks[0])
         done, rejected = torch.where(ended, marks[0], ticks[1]), ticks[2]
         ticks = torch.stack((status, done, rejected))
-        per_run, per_step = 1 + self.probes[-1], self.tableau.stages - self.tableau.fsal
-        evals = head[Head().chunks] * per_run + done * per_step
+        evals = head[Head().chunks] * (1 + self.probes[-1]) + done * self.redone
         counts = torch.stack((evals, done, done - rejected, rejected))
         first = torch.where(head[Head().fresh] != 0, y0, torch.nan).unsqueeze(0)
         out, windows, widest = self._found(times, marks[1:], clock, y, records, states, powers)
@@ -280,12 +300,21 @@ class Forward:
         sample = torch.arange(y.shape[0], device=y.device).unsqueeze(0)
         start, end = records[0, sample, k], records[1, sample, k]
         there = ((ahead > begun) & (ahead <= now)).T
-        s = torch.where(there, (wanted - start) / (end - start), 0.0).to(y.dtype).unsqueeze(-1)
+        s = torch.where(there, (wanted - start) / (end - start), 0.0)
+        s = s.to(powers.dtype).unsqueeze(-1)
         q = [powers[k, j, sample] for j in range(powers.shape[1])]
-        found = at(states[k, sample], q, s)
+        found = at(states[k, sample], q, s).to(y.dtype)
         found = torch.where((wanted == t1).unsqueeze(-1), y, found)
         widest = (windows[1] - windows[0]).amax()
         return torch.where(there.unsqueeze(-1), found, torch.nan), windows, widest
+
+
+def stops_from(inputs: Sequence[Tensor]) -> Stops | None:
+    """The stops from what a program is given of them: nothing, times, or times and jumps."""
+    if not inputs:
+        return None
+    times, *jumps = inputs
+    return Stops(times, jumps[0] if jumps else times[:0])
 
 
 def _places(begun: Tensor, ends: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor]:

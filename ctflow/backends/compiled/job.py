@@ -16,6 +16,7 @@ from ctflow.backends.compiled.library import Family, Sketch
 from ctflow.backends.compiled.reads import Reads, check_unchanged, note_counters
 from ctflow.backends.compiled.trace import Traced, trace
 from ctflow.backends.native.control import Control
+from ctflow.backends.native.stops import Stops
 from ctflow.backends.native.tableau import Tableau
 from ctflow.backends.protocol import Solver
 from ctflow.errors import Unsupported
@@ -43,6 +44,7 @@ class Job(NamedTuple):
         times: Output times, [B, T], in time's own dtype, detached.
         wanted: Which of the tensors of `reads` a gradient is wanted of; None for no gradient.
         autocast: The state of autocast.
+        stops: Times at which steps must end.
     """
 
     problem: ODEProblem
@@ -55,11 +57,44 @@ class Job(NamedTuple):
     times: Tensor
     wanted: tuple[int, ...] | None
     autocast: Autocast
+    stops: Stops | None = None
 
     @property
     def inside(self) -> bool:
         """Whether there are outputs between start and end."""
         return self.times.shape[1] > 2
+
+    @property
+    def jumps(self) -> bool:
+        """Whether f may be discontinuous at some of the stops."""
+        return self.stops is not None and bool(len(self.stops.jumps))
+
+    @property
+    def carries(self) -> bool:
+        """Whether a step's last stage is the first of the next.
+
+        Not across a jump; nor where stages of the interpolant build on the last one, whose
+        derivative could then not be left to the next step.
+        """
+        return self.tableau.fsal and not self.jumps and not (self.inside and self.tableau.further)
+
+    @property
+    def redone(self) -> int:
+        """Evaluations of one step."""
+        further = self.tableau.further if self.inside else 0
+        return self.tableau.stages + further - self.carries
+
+    @property
+    def dense_dtype(self) -> torch.dtype:
+        """That of a step's interpolant: time's own where many powers cancel."""
+        return self.times.dtype if self.tableau.further else self.layout.dtype
+
+    @property
+    def stop_values(self) -> tuple[Tensor, ...]:
+        """The stops as inputs of a program: times, and jumps where there are any."""
+        if self.stops is None:
+            return ()
+        return tuple(_padded(x) for x in (self.stops if self.jumps else self.stops[:1]))
 
     @property
     def keeps_evaluations(self) -> bool:
@@ -95,7 +130,8 @@ class Job(NamedTuple):
             about = (self.keeps_evaluations, self.wanted)
         return (
             kind, about, self.reads.key, tensors, self.tableau, control_key(self.control),
-            self.exact, self.inside, layout.treespec, layout.dtype, layout.device,
+            self.exact, self.inside, self.stops is not None, self.jumps, layout.treespec,
+            layout.dtype, layout.device,
             tuple((len(s), s[1:]) for s in layout.shapes), layout.per_sample, self.autocast,
             torch.get_num_threads(),
         )  # fmt: skip
@@ -141,6 +177,12 @@ class Job(NamedTuple):
         """Size of the state's first dimension."""
         leaf = leaves_of(self.problem.y0)[0]
         return leaf.shape[0] if leaf.dim() else 1
+
+
+def _padded(times: Tensor) -> Tensor:
+    """Times with NaN at the end, which none is ahead of: few lengths for many numbers of stops."""
+    length = 1 << (len(times) - 1).bit_length()
+    return torch.nn.functional.pad(times, (0, length - len(times)), value=torch.nan)
 
 
 def family_of(job: Job, kind: str) -> Family:

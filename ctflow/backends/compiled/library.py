@@ -121,12 +121,14 @@ class Family:
     Attributes:
         stages: The programs.
         longest: Most records that a run has needed.
+        memory: How many numbers of each sample the control remembers, once it is known.
         kept: By the sizes of the state: what is kept of an evaluation, one (shape, dtype) each.
     """
 
     name: str
     stages: list[Stage] = field(default_factory=list[Stage])
     longest: int = 0
+    memory: int | None = None
     kept: dict[object, list[tuple[torch.Size, torch.dtype]]] = field(default_factory=dict[Any, Any])
     lock: threading.Lock = field(default_factory=threading.Lock)
     _last: tuple[Sizes, Stage] | None = None

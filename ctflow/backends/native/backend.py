@@ -30,7 +30,7 @@ from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, GradientReport, Solution, Stats
 from ctflow.state import Layout
 
-__all__ = ["NativeBackend", "adaptive_or_fixed", "backward_control", "counted"]
+__all__ = ["NativeBackend", "adaptive_or_fixed", "backward_control", "counted", "stops_of"]
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Verdict(NamedTuple):
         accepted: Whether it counts, bool [B].
         size: Positive size of the next step, [B], in time's own dtype; 0 gives the sample up.
         finite: Whether everything was finite, bool [B].
-        memory: What the control wants to be told when it judges the next step, [.., B].
+        memory: What the control wants to be told when it judges the next step, [M, B].
     """
 
     accepted: Tensor
@@ -49,8 +49,8 @@ class Verdict(NamedTuple):
 class Control(Protocol):
     """Chooses step sizes. All tensors are detached: no gradient passes through a control.
 
-    A control may say in a class attribute `VALUES` which of its fields are numbers or tensors that
-    a compiled program takes as inputs; every other field is part of the program.
+    A control may say in an attribute `VALUES` which of its fields are numbers or tensors that a
+    compiled program takes as inputs; every other field is part of the program.
     """
 
     def first(
@@ -68,7 +68,8 @@ class Control(Protocol):
     ) -> Verdict:
         """Whether the step counts, and the size of the next one.
 
-        `memory` is that of the last verdict; a control whose verdicts have none need not take it.
+        `memory` is that of the last verdict, and None, which is to mean ones, for the first; a
+        control whose verdicts have none need not take it.
         """
         ...
 
@@ -107,11 +108,21 @@ class Adaptive:
     grow: float = 10.0
     counted: tuple[slice, ...] | None = None
     betas: tuple[float, float, float] = (1.0, 0.0, 0.0)
-    least: float = 0.0
-    most: float = math.inf
-    first_size: float | None = None
+    least: float | Tensor = 0.0
+    most: float | Tensor = math.inf
+    first_size: float | Tensor | None = None
 
-    VALUES: ClassVar[tuple[str, ...]] = ("rtol", "atol")
+    @property
+    def VALUES(self) -> tuple[str, ...]:
+        """What a compiled program takes as inputs: limits only where there are any."""
+        limits = ("least", "most") if self._has_limits else ()
+        return ("rtol", "atol", *limits, *(() if self.first_size is None else ("first_size",)))
+
+    @property
+    def _has_limits(self) -> bool:
+        if isinstance(self.least, Tensor) or isinstance(self.most, Tensor):
+            return True
+        return self.least > 0 or self.most < math.inf
 
     def first(
         self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
@@ -140,9 +151,7 @@ class Adaptive:
         resolved = 64 * torch.finfo(length.dtype).eps * span.t0.abs()  # else time would not move
         h = torch.maximum(h, resolved)
         h = torch.where(going, torch.minimum(h, length), h)
-        if self.least > 0 or self.most < math.inf:
-            h = h.clamp(self.least, self.most)
-        return h, 1
+        return (h.clamp(self.least, self.most) if self._has_limits else h), 1  # pyright: ignore
 
     def end(self, t: Tensor, size: Tensor, span: Span) -> Tensor:
         """One step of this size."""
@@ -187,9 +196,9 @@ class Adaptive:
             accepted: Whether the last step counts, [B].
             taken: Its length, [B].
         """
-        if not (self.least > 0 or self.most < math.inf):
+        if not self._has_limits:
             return size
-        within = torch.where(size > 0, size.clamp(self.least, self.most), size)
+        within = torch.where(size > 0, size.clamp(self.least, self.most), size)  # pyright: ignore
         least = self.least * (1 + 1e-6)  # t + h - t is not quite h
         return torch.where(~accepted & (taken <= least), 0.0, within)
 

@@ -58,20 +58,23 @@ def evaluate(tableau: Tableau, step: Step, row: Tensor, times: Tensor) -> Tensor
     return torch.where(at_end.unsqueeze(1), y1, inside)
 
 
-def coefficients(tableau: Tableau, step: Step, stages: int) -> tuple[Tensor, ...]:
+def coefficients(
+    tableau: Tableau, step: Step, dtype: torch.dtype, stages: int | None = None
+) -> tuple[Tensor, ...]:
     """The interpolant as a polynomial:  y(t0 + s h) = y0 + sum_j q_j s^(j+1).
 
     Args:
         tableau: The method.
-        step: The step.
+        step: The step, `extended`.
+        dtype: That of the q_j: time's own for a high order, whose powers cancel.
         stages: How many of its stages to count; those after them are left out.
 
     Returns:
         One q_j [B, N] for each power.
     """
     rows = tableau.p[:stages]
-    powers = range(len(tableau.p[0]))
-    return tuple(combine([row[j] for row in rows], step.k) * step.h for j in powers)
+    k, h = [x.to(dtype) for x in step.k], step.h.to(dtype)
+    return tuple(combine([row[j] for row in rows], k) * h for j in range(len(tableau.p[0])))
 
 
 def at(y0: Tensor, q: Sequence[Tensor], s: Tensor) -> Tensor:

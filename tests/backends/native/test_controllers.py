@@ -260,10 +260,10 @@ SETTINGS = [{"controller": "pi"}, {"max_step": 0.1}, {"step_t": [0.5]}]
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("backend", ["torchdiffeq", "scipy", "compiled"])
+@pytest.mark.parametrize("backend", ["torchdiffeq", "scipy"])
 def test_backends_that_cannot_refuse_by_name(backend: str, settings: dict[str, Any]) -> None:
     """Nothing that was written is left out in silence."""
-    pytest.importorskip(backend if backend != "compiled" else "torch")
+    pytest.importorskip(backend)
     with pytest.raises(Unsupported, match=r"`controller`.*`step_t`"):
         run(decay, Y0, [0.0, 1.0], backend=backend, **settings)
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctflow import ODEProblem, Solution, Solver, Unsupported, solve
-from ctflow.backends import get
+from ctflow import ODEProblem, Solution, Solver, solve
 from ctflow.backends.native.methods import METHODS
 from tests.checks import check_relative
 from tests.problems import FLOAT, limit_cycle
@@ -97,20 +96,3 @@ def test_single_precision_outputs_are_as_good_as_the_steps(tol: float) -> None:
     ).y
     exact = limit_cycle.exact(TIMES[:, None].expand(6, 3), TIMES[0].expand(6, 3), Y0)
     check_relative(y.double(), exact, rtol=max(10 * tol, 1e-5))
-
-
-@methods
-@pytest.mark.parametrize("t", [TIMES, ENDS])
-def test_compiled_refuses_outputs_inside_by_name(method: str, t: Tensor) -> None:
-    """And takes the method for the state at the end."""
-    reasons = get("compiled").refuse(ODEProblem(turning, Y0, t), Solver(method=method))
-    assert bool(reasons) == (len(t) > 2)
-    assert all(method in reason and "further stages" in reason for reason in reasons)
-
-
-@methods
-def test_the_message_names_native(method: str) -> None:
-    """One can go on from it."""
-    problem = ODEProblem(turning, Y0, TIMES)
-    with pytest.raises(Unsupported, match="native"):
-        solve(problem, Solver(backend="compiled", method=method))
