@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from ctflow import Controller, Solver, solve
+from tests.backends.compiled.conftest import operator_by_operator
 from tests.checks import check_relative
 from tests.property.strategies import trials
 from tests.property.trial import Choices, gradient_of, make_trial, reference
@@ -32,21 +33,37 @@ def places(choices: Choices, parts: list[float]) -> tuple[float, ...]:
     return tuple(t0 + part * (t1 - t0) for part in parts)
 
 
-@settings(max_examples=16)
-@given(
+deciders = given(
     choices=trials(), method=methods, controller=controllers, gradient=gradients, stops=shares,
     jumps=shares, longest=st.sampled_from([None, 0.3]),
 )  # fmt: skip
-def test_the_gradient_does_not_depend_on_who_decides_the_steps(
-    choices: Choices, method: str, controller: Any, gradient: Any, stops: list[float],  # noqa: ANN401
-    jumps: list[float], longest: float | None,
-) -> None:  # fmt: skip
+
+
+@settings(max_examples=16)
+@deciders
+def test_the_gradient_does_not_depend_on_who_decides_the_steps(**drawn: Any) -> None:  # noqa: ANN401
     """Any method, controller, limit and stop; jumps are declared where there is none."""
+    check_steps("native", **drawn)
+
+
+@settings(max_examples=3)
+@deciders
+def test_nor_does_it_where_the_solve_is_a_program(**drawn: Any) -> None:  # noqa: ANN401
+    """The same on `compiled`, whose programs are run operator by operator here."""
+    with operator_by_operator():
+        check_steps("compiled", **drawn)
+
+
+def check_steps(
+    backend: str, choices: Choices, method: str, controller: Any, gradient: Any,  # noqa: ANN401
+    stops: list[float], jumps: list[float], longest: float | None,
+) -> None:  # fmt: skip
+    """The gradient is that of a solve whose steps are its own."""
     trial = make_trial(choices)
     jump_t = torch.tensor(places(choices, jumps), dtype=torch.float64)
     trial = replace(trial, problem=replace(trial.problem, jump_t=jump_t))
     solver = Solver(
-        method=method, controller=controller, gradient=gradient, max_step=longest,
+        backend, method=method, controller=controller, gradient=gradient, max_step=longest,
         step_t=places(choices, stops), rtol=RTOL, atol=RTOL,
     )  # fmt: skip
     found = gradient_of(trial, solver)
