@@ -339,9 +339,9 @@ def resolve(problem: ODEProblem, solver: Solver, backend: Backend) -> Solver:
         choices = _COUPLINGS if problem.batched else ("shared",)
         if problem.t.dim() == 2:
             choices = ("per_sample",)  # nothing else can follow times of each sample
-        full = _first_accepted(problem, backend, [_with(full, coupling=c) for c in choices])
+        full = _first_accepted(problem, backend, full, "coupling", choices)
     if full.gradient is None:
-        full = _first_accepted(problem, backend, [_with(full, gradient=g) for g in _GRADIENTS])
+        full = _first_accepted(problem, backend, full, "gradient", _GRADIENTS)
     return full
 
 
@@ -354,21 +354,26 @@ def _with(solver: Solver, **values: object) -> Solver:
     return copy
 
 
-def _first_accepted(problem: ODEProblem, backend: Backend, choices: list[Solver]) -> Solver:
-    """The first choice that the backend accepts; if none, the one with the fewest reasons.
+def _first_accepted(
+    problem: ODEProblem, backend: Backend, solver: Solver, field: str, values: Sequence[str]
+) -> Solver:
+    """The settings with the first value of a field that the backend accepts.
 
-    So that `check` reports what the caller asked for, and not a choice that was ours.
+    If there is none, the one with the fewest reasons, so that `check` reports what the caller asked
+    for, and not a choice that was ours.
     """
-    if len(choices) == 1:
-        return choices[0]
+    first = _with(solver, **{field: values[0]})
+    if len(values) == 1:
+        return first
     fewest: tuple[int, Solver] | None = None
-    for choice in choices:
+    for value in values:
+        choice = _with(solver, **{field: value})
         n_reasons = len(backend.refuse(problem, choice))
         if not n_reasons:
             return choice
         if fewest is None or n_reasons < fewest[0]:
             fewest = (n_reasons, choice)
-    return choices[0] if fewest is None else fewest[1]
+    return first if fewest is None else fewest[1]
 
 
 def check(

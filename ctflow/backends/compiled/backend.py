@@ -12,12 +12,13 @@ from torch.autograd import forward_ad
 from ctflow.backends.captures import Autocast
 from ctflow.backends.compiled.adjoint import Adjoint
 from ctflow.backends.compiled.checkpointed import Checkpointed
+from ctflow.backends.compiled.controls import usual_control
 from ctflow.backends.compiled.forward import Found, forward
 from ctflow.backends.compiled.job import Job, rest_of
 from ctflow.backends.compiled.library import Sketch
 from ctflow.backends.compiled.reads import Reads, read
 from ctflow.backends.field import Field
-from ctflow.backends.native.backend import NativeBackend, adaptive_or_fixed, counted, stops_of
+from ctflow.backends.native.backend import NativeBackend, counted, stops_of
 from ctflow.backends.native.control import Control
 from ctflow.backends.native.gradients.times import attach
 from ctflow.backends.native.loop import Integration
@@ -109,7 +110,7 @@ class CompiledBackend:
         """The solve before it begins; initial state [B, N] and times [B, T] with their history."""
         tableau = self.tableau or METHODS[str(solver.method)]
         layout = Layout.of(problem.y0, per_sample=solver.coupling == "per_sample")
-        control = self.control or adaptive_or_fixed(solver, counted(problem, layout), layout.size)
+        control = self.control or usual_control(solver, counted(problem, layout), layout.size)
         reads = read(problem)
         _refuse_transforms(problem, reads)
         times = problem.t.float() if problem.t.device.type == "mps" else problem.t.double()

@@ -4,21 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from ctflow.backends.native.control import Adaptive, Control, Verdict
+from ctflow.backends.native.backend import adaptive_or_fixed
+from ctflow.backends.native.control import Adaptive, Control, Fixed, Verdict
 from ctflow.backends.native.step import Step
 from ctflow.backends.native.tableau import Tableau
+from ctflow.backends.protocol import Solver
 from ctflow.errors import Unsupported
 
-__all__ = ["control_key", "control_values", "judge", "remembered", "with_values"]
+__all__ = ["control_key", "control_values", "judge", "remembered", "usual_control", "with_values"]
+
+
+class _Known(NamedTuple):
+    """What a control of ours came to: it is frozen, but for tensors in it."""
+
+    control: Control
+    key: tuple[object, ...]
+    values: dict[object, tuple[Tensor, ...]] | None
+
+
+_KNOWN: dict[int, _Known] = {}
+_USUAL: dict[tuple[object, ...], Control] = {}
+_MOST = 256
+
+
+def _known(control: Control) -> _Known | None:
+    """What was found out of it before; None for a control of the user's, which may change."""
+    if type(control) not in (Adaptive, Fixed):
+        return None
+    found = _KNOWN.get(id(control))
+    if found is None:
+        if len(_KNOWN) >= _MOST:
+            _KNOWN.clear()
+        changing = any(isinstance(value, Tensor) for value in vars(control).values())
+        values = None if changing else dict[object, tuple[Tensor, ...]]()
+        found = _KNOWN[id(control)] = _Known(control, _key_of(control), values)
+    return found
+
+
+def usual_control(solver: Solver, n_counted: int, n_variables: int) -> Control:
+    """The control that portable settings mean; the same object for the same settings."""
+    asked = (
+        solver.step, solver.rtol, solver.atol, solver.controller, solver.first_step,
+        solver.min_step, solver.max_step, n_counted, n_variables,
+    )  # fmt: skip
+    found = _USUAL.get(asked)
+    if found is None:
+        if len(_USUAL) >= _MOST:
+            _USUAL.clear()
+        found = _USUAL[asked] = adaptive_or_fixed(solver, n_counted, n_variables)
+    return found
 
 
 def control_key(control: Control) -> tuple[object, ...]:
     """What of a control is part of the program."""
+    known = _known(control)
+    return _key_of(control) if known is None else known.key
+
+
+def _key_of(control: Control) -> tuple[object, ...]:
     values = _values_of(control)
     kind = type(control)
     if not values and not hasattr(kind, "__dataclass_fields__"):
@@ -30,6 +78,17 @@ def control_key(control: Control) -> tuple[object, ...]:
 
 def control_values(control: Control, like: Tensor) -> tuple[Tensor, ...]:
     """What of a control is an input of the program, as tensors in time's dtype."""
+    known = _known(control)
+    if known is None or known.values is None:
+        return _tensors(control, like)
+    kind = (like.dtype, like.device)
+    found = known.values.get(kind)
+    if found is None:
+        found = known.values[kind] = _tensors(control, like)
+    return found
+
+
+def _tensors(control: Control, like: Tensor) -> tuple[Tensor, ...]:
     values = (getattr(control, name) for name in _values_of(control))
     return tuple(
         value.detach().to(like)

@@ -251,8 +251,9 @@ def _plain(
 
 def counted(problem: ODEProblem, layout: Layout) -> int:
     """Variables of one sample that are in the error norm."""
-    left_out = layout.shapes[len(layout.shapes) - problem.uncontrolled :]
-    return layout.size - layout.width(left_out)
+    if not problem.uncontrolled:
+        return layout.size
+    return layout.size - layout.width(layout.shapes[-problem.uncontrolled :])
 
 
 def adaptive_or_fixed(solver: Solver, n_counted: int, n_variables: int) -> Control:
@@ -282,6 +283,8 @@ def adaptive_or_fixed(solver: Solver, n_counted: int, n_variables: int) -> Contr
 
 def stops_of(problem: ODEProblem, solver: Solver, times: Tensor) -> Stops | None:
     """Where the settings and the problem want steps to end; `times` has time's own dtype."""
+    if problem.jump_t is None and solver.step_t is None:
+        return None
     none = times.new_empty(0)
     jumps = none if problem.jump_t is None else problem.jump_t.detach().to(times)
     chosen = none if solver.step_t is None else times.new_tensor(solver.step_t)

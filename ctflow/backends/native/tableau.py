@@ -85,6 +85,10 @@ class Tableau:
         self._require(_zero(math.fsum(row[0] for row in self.p) - 1), "p to start with slope 1")
         self._check_lower_orders()
 
+    def __hash__(self) -> int:
+        """By name and nodes: methods are looked up at every solve."""
+        return hash((self.name, self.c))
+
     @property
     def stages(self) -> int:
         """Number of stages S of a step."""
