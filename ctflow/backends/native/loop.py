@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.native.control import Control, Span, Verdict
+from ctflow.backends.native.implicit import rosenbrock_step
+from ctflow.backends.native.method import Method
 from ctflow.backends.native.observers import KeepCourse, Observer, SaveAt
 from ctflow.backends.native.step import FlatField, Step, rk_step
 from ctflow.backends.native.stops import Sided, Stops
-from ctflow.backends.native.tableau import Tableau
 from ctflow.solution import Counts, Status, Stop
 
 __all__ = ["Integration", "Outcome", "cut", "integrate", "resolution"]
@@ -56,7 +57,7 @@ class Integration(NamedTuple):
         stops: Times at which steps must end, discontinuities of f among them.
     """
 
-    tableau: Tableau
+    tableau: Method
     control: Control
     grid: Tensor
     max_steps: int
@@ -80,9 +81,15 @@ class Integration(NamedTuple):
         return outcome
 
     def step(self, field: FlatField, t0: Tensor, t1: Tensor, y0: Tensor, f0: Tensor | None) -> Step:
-        """One step of every sample; see `rk_step`. f sees no other side of a jump at its ends."""
+        """One step of every sample, explicit or implicit.
+
+        f sees no other side of a jump at its ends.
+        """
         seen = None if self.stops is None else self.stops.seen(t0, t1, y0.dtype)
-        return rk_step(field, self.tableau, t0, t1, y0, f0, seen)
+        method = self.tableau
+        if method.implicit is True:
+            return rosenbrock_step(field, method, t0, t1, y0, seen)
+        return rk_step(field, method, t0, t1, y0, f0, seen)
 
     def ends_in_jump(self, t0: Tensor, t1: Tensor) -> bool:
         """Whether a step of any sample does, so that the next cannot begin with its last stage."""
@@ -219,7 +226,7 @@ def integrate(
         verdict = _judge(plan, step, place)
         moved = verdict.accepted & rows.active & (end != place.t)
         n_moved = int(moved.sum())
-        rows.charge(tableau.stages - (place.f0 is not None), n_moved, moved)
+        rows.charge(tableau.evaluations(place.f0 is not None), n_moved, moved)
         n_before, tried = rows.n_active, place.size
         place = _move(tableau, step, moved, n_moved, rows, place)
         place = place._replace(size=verdict.size, memory=verdict.memory)
@@ -270,14 +277,14 @@ def _end(plan: Integration, span: Span, rows: _Rows, place: _Place) -> Tensor:
 
 
 def _move(
-    tableau: Tableau, step: Step, moved: Tensor, n_moved: int, rows: _Rows, place: _Place
+    tableau: Method, step: Step, moved: Tensor, n_moved: int, rows: _Rows, place: _Place
 ) -> _Place:
     """Time, state and f after a step; samples at rest have t1 = t0 and y1 = y0 anyway."""
     if n_moved == rows.n_active:
         return _Place(step.t1, step.y1, step.k[-1] if tableau.fsal else None, place.size)
     if not n_moved:
-        return place._replace(f0=step.k[0])
-    if not tableau.fsal:  # some know it, but all are evaluated together
+        return place if tableau.implicit else place._replace(f0=step.k[0])
+    if not (tableau.fsal or tableau.implicit):  # some know it, but all are evaluated together
         rows.spare(rows.active & ~moved)
     column = moved.unsqueeze(1)
     return _Place(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from ctflow.backends.native.trees import Condition, conditions
 from ctflow.errors import InvalidProblem
@@ -68,6 +69,8 @@ class Tableau:
     e_low: tuple[float, ...] | None = None
     dense_order: int | None = None
 
+    implicit: ClassVar[Literal[False]] = False
+
     def __post_init__(self) -> None:
         """Check the algebra."""
         self._check_lengths()
@@ -100,6 +103,10 @@ class Tableau:
         """Whether the last stage is f at the end of the step ("first same as last")."""
         last = self.stages - 1
         return self.c[last] == 1.0 and (*self.a[last], 0.0) == self.b
+
+    def evaluations(self, f0_known: bool) -> int:
+        """Evaluations of f in one step, whose first may be known from the step before."""
+        return self.stages - f0_known
 
     def weights(self, s: float) -> tuple[float, ...]:
         """Weights of the stages in the interpolant at the fraction s of the step."""
