@@ -372,7 +372,11 @@ def _first_accepted(problem: ODEProblem, backend: Backend, choices: list[Solver]
 
 
 def check(
-    problem: ODEProblem, solver: Solver, backend: Backend, others: Iterable[Backend] = ()
+    problem: ODEProblem,
+    solver: Solver,
+    backend: Backend,
+    others: Iterable[Backend] = (),
+    asked: Solver | None = None,
 ) -> None:
     """Refuse a combination that cannot be honoured, before any work.
 
@@ -381,6 +385,8 @@ def check(
         solver: Resolved settings.
         backend: Who would solve.
         others: Installed backends, to name one that can.
+        asked: The settings as the caller wrote them; what they leave open another backend may
+            choose otherwise.
 
     Raises:
         InvalidProblem: If the settings contradict the problem on any backend.
@@ -394,10 +400,15 @@ def check(
         f"backend={other.name!r}"
         for other in others
         if other.name != backend.name
-        and not _reasons(problem, replace(solver, backend=other), other)
+        and not _reasons(problem, _for(problem, asked or solver, other), other)
     ]
     hint = f"Can do it: {', '.join(able)}." if able else "No installed backend can, as written."
     raise Unsupported(f"backend {backend.name!r} cannot do this: {'; '.join(reasons)}. {hint}")
+
+
+def _for(problem: ODEProblem, solver: Solver, other: Backend) -> Solver:
+    """The settings as another backend would complete them."""
+    return resolve(problem, replace(solver, backend=other), other)
 
 
 def _reasons(problem: ODEProblem, solver: Solver, backend: Backend) -> list[str]:

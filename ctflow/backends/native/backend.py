@@ -17,10 +17,12 @@ from ctflow.backends.field import Field
 from ctflow.backends.native.control import Adaptive, Control, Fixed
 from ctflow.backends.native.gradients import adjoint, checkpointed, direct
 from ctflow.backends.native.gradients.times import attach
+from ctflow.backends.native.implicit import check_visible
 from ctflow.backends.native.loop import Integration, Outcome
 from ctflow.backends.native.method import Method
 from ctflow.backends.native.methods import IMPLICIT, METHODS
 from ctflow.backends.native.observers import KeepCourse, LocalError
+from ctflow.backends.native.stiffness import explained
 from ctflow.backends.native.stops import Stops
 from ctflow.backends.protocol import Feature, Solver, resolved
 from ctflow.backends.times import shift
@@ -119,6 +121,7 @@ class NativeBackend:
         y0 = layout.pack(problem.y0)
         if y0.is_inference() and not torch.is_inference_mode_enabled():
             y0 = y0.clone()  # made under inference mode, and now wanted in a graph
+        n_looks = _look(plan, field, y0)
         errors = None
         if problem.local_error:
             errors = LocalError(tableau, counted(problem, layout))
@@ -136,6 +139,7 @@ class NativeBackend:
             out, outcome, unfinished = _run(
                 problem, plan, field, y0, times, chosen, solver, (errors, course)
             )
+        outcome.counts.n_f_evals.add_(n_looks)
         backward = Counts.zeros(layout.batch) if direct_only else None
         settings = resolved(solver, self, tableau.name)
         stats = Stats(settings, outcome.counts, backward, outcome.trace)
@@ -151,8 +155,19 @@ class NativeBackend:
             used = [row for row in tableau.p if any(row)]
             dense = DenseSolution(layout, *outcome.course, times.detach().new_tensor(used))
         return Solution(
-            problem.t, y, outcome.status, stats, outcome.stops, None, report, error, dense
-        )
+            problem.t, y, outcome.status, stats, explained(field, plan, y0, outcome),
+            None, report, error, dense,
+        )  # fmt: skip
+
+
+def _look(plan: Integration, field: Field, y0: Tensor) -> int:
+    """Refuse what an implicit method could not differentiate; how many evaluations that took."""
+    if not plan.tableau.implicit:
+        return 0
+    start, end = plan.grid[:, 0], plan.grid[:, -1]
+    times = (x.to(y0.dtype) for x in (start, torch.lerp(start, end, 1e-4)))
+    with torch.inference_mode(False):
+        return check_visible(plan.beside(field, after=True), *times, y0)
 
 
 def _refuse_implicit(name: str, problem: ODEProblem, solver: Solver) -> list[str]:

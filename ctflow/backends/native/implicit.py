@@ -14,7 +14,7 @@ from ctflow.backends.native.rosenbrock import Rosenbrock
 from ctflow.backends.native.step import FlatField, Step, combine, stage_times
 from ctflow.errors import InvalidProblem, Unsupported
 
-__all__ = ["Linearised", "linearise", "rosenbrock_step"]
+__all__ = ["Linearised", "check_visible", "linearise", "rosenbrock_step"]
 
 
 class Linearised(NamedTuple):
@@ -88,13 +88,13 @@ def linearise(field: FlatField, t: Tensor, y: Tensor) -> Linearised:
         y: States [B, N].
 
     Raises:
-        InvalidProblem: If f depends on y in a way that autograd does not see.
         Unsupported: In forward mode and under torch.func transforms.
 
     Cost:
         One evaluation and N vector-Jacobian products.
     """
     recorded = torch.is_grad_enabled()
+    _refuse_transforms(y)
     with torch.enable_grad():
         moment = t.detach().clone().requires_grad_()
         # A name of its own for what f gets: df/dy must not see other ways from y to what f reads.
@@ -107,7 +107,6 @@ def linearise(field: FlatField, t: Tensor, y: Tensor) -> Linearised:
         )
         by_t, by_y = rows_of(dy, (moment, place), create=wanted)
     if by_y is None:
-        _check_constant(field, t, y, dy)
         by_y = dy.new_zeros(dy.shape[1], *dy.shape)
     found = (dy, by_y.transpose(0, 1), None if by_t is None else by_t.transpose(0, 1))
     return Linearised(*found) if wanted else Linearised(*(_detached(x) for x in found))
@@ -174,9 +173,9 @@ def _detached(x: Tensor | None) -> Any:  # noqa: ANN401
     return None if x is None else x.detach()
 
 
-def _refuse_transforms(dy: Tensor) -> None:
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(dy)  # pyright: ignore
-    if wrapped or forward_ad.unpack_dual(dy).tangent is not None:
+def _refuse_transforms(x: Tensor) -> None:
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
+    if wrapped or forward_ad.unpack_dual(x).tangent is not None:
         raise Unsupported(
             "implicit methods offer no derivatives under torch.func transforms or in forward mode, "
             "since they differentiate `f` themselves. Use backward() or torch.autograd.grad, or "
@@ -184,15 +183,34 @@ def _refuse_transforms(dy: Tensor) -> None:
         )
 
 
-def _check_constant(field: FlatField, t: Tensor, y: Tensor, dy: Tensor) -> None:
-    """Raise if f changes with y although autograd finds no way from y to f."""
-    with torch.no_grad():
-        shift = torch.finfo(y.dtype).eps ** 0.5 * (1 + y.abs())
-        other = field(t, y + shift)
-    same = (other == dy) | ~torch.isfinite(other) | ~torch.isfinite(dy)
-    if not bool(same.all()):
-        raise InvalidProblem(
-            "an implicit method needs df/dy, and `f` must be made of torch operations for that, "
-            "got an `f` that depends on `y` where autograd finds no way (NumPy, `detach`, "
-            "`no_grad`). Write it in torch, or use an explicit method."
-        )
+def check_visible(field: FlatField, t: Tensor, later: Tensor, y: Tensor) -> int:
+    """Raise if f depends on t or y where autograd finds no way, and its derivative would be wrong.
+
+    Args:
+        field: dy/dt on flat tensors.
+        t: Start [B], in the dtype of y.
+        later: Another time of the interval, [B].
+        y: State there, [B, N].
+
+    Returns:
+        How many evaluations it took.
+    """
+    with torch.enable_grad():
+        moment, place = t.detach().clone().requires_grad_(), _leaf(y)
+        marker = sequence_number()
+        dy = field(moment, place)
+        _refuse_transforms(dy)
+        reached = [x for x in boundary(dy, marker) if x is moment or x is place]
+    shift = torch.finfo(y.dtype).eps ** 0.5 * (1 + y.detach().abs())
+    moves = {"y": (t, y.detach() + shift), "t": (later, y.detach())}
+    unseen = [name for name, x in (("y", place), ("t", moment)) if not any(x is r for r in reached)]
+    for name in unseen:
+        with torch.no_grad():
+            other = field(*moves[name])
+        if not bool(((other == dy) | ~torch.isfinite(other) | ~torch.isfinite(dy)).all()):
+            raise InvalidProblem(
+                f"an implicit method needs df/d{name} from autograd, got an `f` that depends on "
+                f"`{name}` where autograd finds no way (NumPy, `item`, `detach`, `no_grad`). Write "
+                "it in torch operations, or use an explicit method."
+            )
+    return 1 + len(unseen)

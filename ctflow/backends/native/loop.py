@@ -34,6 +34,7 @@ class Outcome(NamedTuple):
         local_error: What a `LocalError` among the observers came to, [B].
         course: What a `KeepCourse` kept: starts and ends of steps [n, B], states [n, B, N] and
             stages [n, S, B, N].
+        stood: State of each of `stops`, [N].
     """
 
     status: Tensor
@@ -43,6 +44,7 @@ class Outcome(NamedTuple):
     size: Tensor
     local_error: Tensor | None = None
     course: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+    stood: tuple[Tensor, ...] = ()
 
 
 class Integration(NamedTuple):
@@ -122,6 +124,7 @@ class _Rows:
     steps_so_far: int
     f_evals_so_far: int
     stops: list[Stop]
+    stood: list[Tensor]
     spared: Tensor | None = None
     to_spare: Tensor | None = None
 
@@ -130,7 +133,7 @@ class _Rows:
         """Every sample on its way."""
         zeros = torch.zeros(like.shape[0], dtype=torch.int64, device=like.device)
         active = torch.ones_like(zeros, dtype=torch.bool)
-        return cls(active, like.shape[0], zeros, zeros, zeros, zeros, 0, n_f_evals, [])
+        return cls(active, like.shape[0], zeros, zeros, zeros, zeros, 0, n_f_evals, [], [])
 
     def charge(self, n_f_evals: int, n_moved: int, moved: Tensor) -> None:
         """Count one attempted step of the samples on their way."""
@@ -242,7 +245,9 @@ def integrate(
             place = _drop_stuck(rows, verdict, moved, span, place, tried)
     if rows.n_active:
         _fail(rows, rows.active, torch.full_like(rows.status, Status.MAX_STEPS), place)
-    return Outcome(rows.status.cpu(), rows.counts(), tuple(rows.stops), tuple(trace), place.size)
+    status, stops = rows.status.cpu(), tuple(rows.stops)
+    found = Outcome(status, rows.counts(), stops, tuple(trace), place.size)
+    return found._replace(stood=tuple(rows.stood)) if stops else found
 
 
 @torch.no_grad()
@@ -353,6 +358,7 @@ def _fail(rows: _Rows, who: Tensor, status: Tensor, place: _Place) -> _Place:
     rows.status = torch.where(who, status, rows.status)
     for sample in who.nonzero().flatten().tolist():
         f_is_finite = place.f0 is None or bool(torch.isfinite(place.f0[sample]).all())
+        rows.stood.append(place.y[sample].detach().clone())
         rows.stops.append(
             Stop(sample, float(place.t[sample]), float(place.size[sample]), f_is_finite)
         )

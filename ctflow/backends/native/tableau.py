@@ -112,6 +112,17 @@ class Tableau:
         """Weights of the stages in the interpolant at the fraction s of the step."""
         return tuple(math.fsum(x * s ** (j + 1) for j, x in enumerate(row)) for row in self.p)
 
+    def stability(self, z: complex) -> complex:
+        """Factor of one step on  y' = lambda y  for z = h lambda.
+
+        Source:
+            Hairer, Wanner, Solving Ordinary Differential Equations II, eq. IV.2.9.
+        """
+        x: list[complex] = []
+        for row in self.a[: self.stages]:
+            x.append(1 + z * sum((u * v for u, v in zip(row, x, strict=True)), 0j))
+        return 1 + z * sum((u * v for u, v in zip(self.b, x, strict=True)), 0j)
+
     def _check_lengths(self) -> None:
         s = len(self.b)
         fit = (
