@@ -174,12 +174,12 @@ def _detached(x: Tensor | None) -> Any:  # noqa: ANN401
 
 
 def _refuse_transforms(x: Tensor) -> None:
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
-    if wrapped or forward_ad.unpack_dual(x).tangent is not None:
+    transforming = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore
+    if transforming or forward_ad.unpack_dual(x).tangent is not None:
         raise Unsupported(
-            "implicit methods offer no derivatives under torch.func transforms or in forward mode, "
-            "since they differentiate `f` themselves. Use backward() or torch.autograd.grad, or "
-            "an explicit method."
+            "an implicit method cannot be used under torch.func transforms or in forward mode, "
+            "since it differentiates `f` itself. Use backward() or torch.autograd.grad, or an "
+            "explicit method."
         )
 
 
@@ -195,6 +195,7 @@ def check_visible(field: FlatField, t: Tensor, later: Tensor, y: Tensor) -> int:
     Returns:
         How many evaluations it took.
     """
+    _refuse_transforms(y)
     with torch.enable_grad():
         moment, place = t.detach().clone().requires_grad_(), _leaf(y)
         marker = sequence_number()
