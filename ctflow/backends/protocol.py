@@ -167,7 +167,8 @@ class Solver:
 
     Args:
         backend: Name of a backend, or a backend object.
-        method: "dopri5" and the like; None means dopri5 where the backend offers it.
+        method: "dopri5" and the like; "rodas5p" on the native backend for stiff problems. None
+            means dopri5 where the backend offers it.
         rtol: Relative tolerance; None takes it from a table by dtype.
         atol: Absolute tolerance, in units of `y`; likewise.
         step: Size of a fixed step, in units of `t`; None means adaptive steps.

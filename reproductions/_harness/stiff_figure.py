@@ -74,14 +74,16 @@ def work_and_gradients(runs: Sequence[Run], limit: float) -> Figure:
                         markerfacecolor=face)  # fmt: skip
         ours = [run for run in runs if run.problem == name and run.gradient is not None]
         tolerances = [run.rtol for run in ours]
-        for key, line, face in (("gradient", "-", colour), ("steps_gradient", "--", "none")):
-            values = [max(getattr(run, key), 1e-13) for run in ours]
-            right.loglog(tolerances, values, line, color=colour, marker=marker,
-                         markerfacecolor=face)  # fmt: skip
+        right.loglog(tolerances, [run.gradient for run in ours], color=colour, marker=marker)
+        checked = [run for run in ours if run.steps_gradient is not None]
+        right.loglog(
+            [run.rtol for run in checked], [run.steps_gradient for run in checked], color=colour,
+            marker=marker, markerfacecolor="none", linestyle="none",
+        )  # fmt: skip
         left.plot([], [], color=colour, marker=marker, linestyle="none", label=name)
     right.axhline(limit, color=_GREY, linewidth=1)
-    right.annotate("accepted at 1e-6", (1.0, limit), (-2, 3), xycoords=("axes fraction", "data"),
-                   textcoords="offset points", ha="right", color=_GREY)  # fmt: skip
+    right.annotate("accepted at 1e-6", (0.0, limit), (4, 3), xycoords=("axes fraction", "data"),
+                   textcoords="offset points", color=_GREY)  # fmt: skip
     left.set_xlabel("largest error of a variable, over |y| + atol / rtol")
     left.set_ylabel("attempted steps")
     left.set_title("Rodas5P (filled) and SciPy's Radau (hollow, dotted)", fontsize=11)

@@ -109,7 +109,7 @@ PROBLEMS = {
         2000.0,
         (1000.0,),
         1e-6,
-        1e-9,  # a jump of width 1/p moves by p times this
+        1e-8,  # a jump of width 1/p moves by p times this
         "van der Pol 1926; Hairer, Wanner II, eq. IV.1.5, in the time before scaling",
     ),
     "HIRES": StiffProblem(
@@ -118,7 +118,7 @@ PROBLEMS = {
         321.8122,
         (1.71, 0.43, 8.32, 0.0007, 8.75, 10.03, 0.035, 1.12, 1.745, 280.0, 0.69, 1.81),
         1e-8,
-        1e-4,
+        1e-5,
         "Schafer 1975; Hairer, Wanner II, eq. IV.10.4",
     ),
     "heat": StiffProblem(

@@ -165,9 +165,9 @@ def _look(plan: Integration, field: Field, y0: Tensor) -> int:
     if not plan.tableau.implicit:
         return 0
     start, end = plan.grid[:, 0], plan.grid[:, -1]
-    times = (x.to(y0.dtype) for x in (start, torch.lerp(start, end, 1e-4)))
+    t, later = (x.to(y0.dtype) for x in (start, torch.lerp(start, end, 1e-4)))
     with torch.inference_mode(False):
-        return check_visible(plan.beside(field, after=True), *times, y0)
+        return check_visible(plan.beside(field, after=True), t, later, y0)
 
 
 def _refuse_implicit(name: str, problem: ODEProblem, solver: Solver) -> list[str]:

@@ -211,7 +211,7 @@ def check_visible(field: FlatField, t: Tensor, later: Tensor, y: Tensor) -> int:
         if not bool(((other == dy) | ~torch.isfinite(other) | ~torch.isfinite(dy)).all()):
             raise InvalidProblem(
                 f"an implicit method needs df/d{name} from autograd, got an `f` that depends on "
-                f"`{name}` where autograd finds no way (NumPy, `item`, `detach`, `no_grad`). Write "
-                "it in torch operations, or use an explicit method."
+                f"`{name}` where autograd finds no way (NumPy, `item`, `detach`, noise). "
+                "Write it in torch operations, or use an explicit method."
             )
     return 1 + len(unseen)

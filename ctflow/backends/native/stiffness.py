@@ -50,13 +50,12 @@ def _stiffness(
 ) -> float | None:
     if plan.tableau.implicit is True:
         return 0.0
-    row, batch = stop.sample, len(y0)
+    row, batch, control = stop.sample, len(y0), plan.control
     overflowed = int(outcome.status[row]) == Status.NON_FINITE
-    fixed = isinstance(plan.control, Fixed)
-    if overflowed != fixed:  # adaptive steps avoid what fixed ones run into
+    if overflowed != isinstance(control, Fixed):  # adaptive steps avoid what fixed ones run into
         return 0.0
-    if fixed:  # an instability is judged where it began
-        t, y, size = float(plan.grid[row, 0]), y0[row], float(plan.control.size)
+    if isinstance(control, Fixed):  # an instability is judged where it began
+        t, y, size = float(plan.grid[row, 0]), y0[row], float(control.size)
     else:
         t, y, size = stop.t, outcome.stood[0], _last_step(outcome.trace, row)
     if size is None:
@@ -64,12 +63,12 @@ def _stiffness(
     times = y0.new_full((batch,), t)
     try:
         with torch.inference_mode(False):
-            rate = fastest_decay(field, times, y.expand(batch, -1), row)
+            forward = float(plan.span.direction[row])
+            rate = fastest_decay(field, times, y.expand(batch, -1), row, forward)
     except (RuntimeError, CtflowError):  # `f` need not be differentiable for a solve
         return None
-    forward = rate * float(plan.span.direction[row])
-    ratio = max(0.0, forward) * size / stability_bound(plan.tableau)
-    return ratio if ratio > 1 or not fixed else 0.0
+    ratio = max(0.0, rate) * size / stability_bound(plan.tableau)
+    return ratio if ratio > 1 or not overflowed else 0.0
 
 
 def _last_step(trace: Sequence[Tensor], row: int) -> float | None:
@@ -80,8 +79,10 @@ def _last_step(trace: Sequence[Tensor], row: int) -> float | None:
     return float(steps.mean()) if len(steps) == _FEWEST else None
 
 
-def fastest_decay(field: FlatField, t: Tensor, y: Tensor, row: int) -> float:
-    """Largest  -Re lambda  of df/dy of one sample, over growing time.
+def fastest_decay(
+    field: FlatField, t: Tensor, y: Tensor, row: int, direction: float = 1.0
+) -> float:
+    """Largest  -Re lambda  of df/dy of one sample, or largest Re lambda where time runs down.
 
     Arnoldi's method on the transposed Jacobian: its outermost eigenvalues, by products alone.
 
@@ -90,6 +91,7 @@ def fastest_decay(field: FlatField, t: Tensor, y: Tensor, row: int) -> float:
         t: Times [B].
         y: States [B, N].
         row: The sample.
+        direction: +1 or -1, of time.
 
     Cost:
         One evaluation and min(N, 30) vector-Jacobian products.
@@ -125,7 +127,7 @@ def fastest_decay(field: FlatField, t: Tensor, y: Tensor, row: int) -> float:
     square = h[:n, :n]
     if not bool(torch.isfinite(square).all()):
         return 0.0
-    return float((-torch.linalg.eigvals(square).real).amax())
+    return float((-direction * torch.linalg.eigvals(square).real).amax())
 
 
 @lru_cache(maxsize=64)
@@ -137,7 +139,7 @@ def stability_bound(tableau: Tableau) -> float:
 
     Example:
         >>> from ctflow.backends.native.methods import METHODS
-        >>> stability_bound(METHODS["euler"]), stability_bound(METHODS["dopri5"])
+        >>> stability_bound(METHODS["euler"]), round(stability_bound(METHODS["dopri5"]), 2)
         (2.0, 3.3)
     """
     n = 1
