@@ -187,7 +187,8 @@ def solve(problem: ODEProblem, solver: Solver | str | None = None) -> Solution:
     except InvalidProblem:
         raise
     except CtflowError:  # say who could: the other backends are imported only now
-        check(problem, full, backend, [registry.get(name) for name in registry.available()])
+        others = [registry.get(name) for name in registry.available()]
+        check(problem, full, backend, others, settings)
     if problem.running_cost is None:
         return backend.solve(problem, full)
     return split_cost(backend.solve(with_cost(problem, full.coupling == "per_sample"), full))

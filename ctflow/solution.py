@@ -207,12 +207,17 @@ class Stop:
         t: Time it had reached.
         step: Size of the next step it wanted (under fixed steps: the step).
         f_is_finite: Whether `f` at the last state was finite.
+        stiffness: Length of the last steps times the fastest decay of `f`, over the largest
+            product for which the method is stable: near 1 where stability and not accuracy bounds
+            the steps. 0 where nothing speaks for it (few steps, an implicit method); None where
+            it was not estimated.
     """
 
     sample: int
     t: float
     step: float
     f_is_finite: bool
+    stiffness: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,9 +264,9 @@ class Solution:
 
 _CAUSES = {
     Status.MAX_STEPS: (
-        "The step limit was reached: the tolerance is tighter than the problem allows, or the "
-        "problem is stiff, or its solution grows fast. Raise `max_steps`, loosen `rtol` and "
-        "`atol`, or make `f` smoother."
+        "The step limit was reached: the tolerance is tighter than the problem allows, or its "
+        "solution oscillates or grows fast. Raise `max_steps`, loosen `rtol` and `atol`, or make "
+        "`f` smoother."
     ),
     Status.STEP_TOO_SMALL: (
         "The step fell below the resolution of time, or `min_step`: the solution probably has a "
@@ -273,6 +278,24 @@ _CAUSES = {
         "learning rate or weight decay often help in training."
     ),
 }
+
+
+_STIFF = 0.75  # of the stability bound: instability stops steps near 1, accuracy well before
+
+
+def _cause(status: Status, stop: Stop, method: str) -> str:
+    """What probably went wrong, and what to do."""
+    if stop.stiffness is not None and stop.stiffness >= _STIFF:
+        return (
+            f"The problem is stiff here: steps times the fastest decay of `f` are "
+            f"{stop.stiffness:.2g} of what {method} is stable for, so that stability and not "
+            "accuracy asks for steps this small. Use method='rodas5p' on backend='native', which "
+            "is made for stiff problems."
+        )
+    cause = _CAUSES[status]
+    if status == Status.MAX_STEPS and stop.stiffness is None:
+        cause += " A stiff problem is another possible cause; backend='native' tells."
+    return cause
 
 
 def raise_if_failed(solution: Solution) -> Solution:
@@ -298,6 +321,6 @@ def raise_if_failed(solution: Solution) -> Solution:
         f"{who} stopped with {status.name} at t={stop.t:.6g} of [{t0:g}, {t1:g}] after "
         f"{int(solution.stats.forward.n_steps[stop.sample])} steps, next step {stop.step:.3g}"
         f"{others if settings.coupling == 'per_sample' else ''}; {settings.backend}, "
-        f"{settings.method}{tolerances}. {_CAUSES[status]}"
+        f"{settings.method}{tolerances}. {_cause(status, stop, settings.method)}"
     )
     raise SolveFailed(message, solution)

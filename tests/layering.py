@@ -38,6 +38,7 @@ _MODULES = {
     "ctflow.backends.places": Place(4, frozenset()),
     "ctflow.backends.captures": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.times": Place(4, frozenset({1, 2, 3})),
+    "ctflow.backends.jacobian": Place(4, frozenset()),
     "ctflow.backends.cost": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.adjoint": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.registry": Place(5, frozenset(range(1, 5))),

@@ -31,7 +31,15 @@ from ctflow.errors import Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.state import flatten_args
 
-__all__ = ["Autocast", "Captures", "pull", "refuse", "refuse_second", "sequence_number"]
+__all__ = [
+    "Autocast",
+    "Captures",
+    "boundary",
+    "pull",
+    "refuse",
+    "refuse_second",
+    "sequence_number",
+]
 
 
 class Captures:
@@ -71,7 +79,7 @@ class Captures:
         """
         known = {id(x) for x in (*self.inputs, state)}
         edges = {_edge(x): x for x in self._computed()}
-        for reached in _boundary(evaluated, marker, edges):
+        for reached in boundary(evaluated, marker, edges):
             if isinstance(reached, Tensor):
                 found = reached
             elif reached in edges:
@@ -93,9 +101,9 @@ class Captures:
         """
         known = {id(x) for x in leaves}
         stage_edge = _edge(stage) if stage.grad_fn is not None else None
-        for reached in _boundary(evaluated, marker):
+        for reached in boundary(evaluated, marker):
             if isinstance(reached, Tensor):
-                if id(reached) in known or reached is stage:
+                if id(reached) in known or reached is stage or reached is t:
                     continue
                 shape = list(reached.shape)
             elif reached == stage_edge:
@@ -159,7 +167,7 @@ class Captures:
                 )
 
 
-class _Edge(NamedTuple):
+class Edge(NamedTuple):
     """A place in autograd's graph: output `number` of `node`."""
 
     node: Any
@@ -171,22 +179,20 @@ def sequence_number() -> int:
     return torch._C._autograd._get_sequence_nr()  # pyright: ignore
 
 
-def _edge(x: Tensor) -> _Edge:
+def _edge(x: Tensor) -> Edge:
     edge = torch.autograd.graph.get_gradient_edge(x)
-    return _Edge(edge.node, edge.output_nr)
+    return Edge(edge.node, edge.output_nr)
 
 
-def _boundary(
-    output: Tensor, marker: int, known: Container[_Edge] = ()
-) -> Iterator[Tensor | _Edge]:
+def boundary(output: Tensor, marker: int, known: Container[Edge] = ()) -> Iterator[Tensor | Edge]:
     """Leaves that a graph reaches, and edges into what existed before the marker.
 
     Threads number their nodes apart, so a tensor made in another one is recognised only if known.
     """
     if not output.requires_grad:
         return
-    stack: list[_Edge] = [_edge(output)]
-    seen: set[_Edge] = set()
+    stack: list[Edge] = [_edge(output)]
+    seen: set[Edge] = set()
     while stack:
         edge = stack.pop()
         if edge in seen:
@@ -197,7 +203,7 @@ def _boundary(
         elif edge in known or edge.node._sequence_nr() < marker:
             yield edge
         else:
-            stack.extend(_Edge(node, n) for node, n in edge.node.next_functions if node is not None)
+            stack.extend(Edge(node, n) for node, n in edge.node.next_functions if node is not None)
 
 
 def _late(what: str) -> str:
@@ -208,7 +214,7 @@ def _late(what: str) -> str:
     )
 
 
-def _unreachable(edge: _Edge) -> str:
+def _unreachable(edge: Edge) -> str:
     shape = list(edge.node._input_metadata[edge.number].shape)
     return (
         f"`f` uses a computed tensor of shape {shape} (made by {edge.node.name()}) that is neither "

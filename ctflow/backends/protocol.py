@@ -167,7 +167,8 @@ class Solver:
 
     Args:
         backend: Name of a backend, or a backend object.
-        method: "dopri5" and the like; None means dopri5 where the backend offers it.
+        method: "dopri5" and the like; "rodas5p" on the native backend for stiff problems. None
+            means dopri5 where the backend offers it.
         rtol: Relative tolerance; None takes it from a table by dtype.
         atol: Absolute tolerance, in units of `y`; likewise.
         step: Size of a fixed step, in units of `t`; None means adaptive steps.
@@ -377,7 +378,11 @@ def _first_accepted(
 
 
 def check(
-    problem: ODEProblem, solver: Solver, backend: Backend, others: Iterable[Backend] = ()
+    problem: ODEProblem,
+    solver: Solver,
+    backend: Backend,
+    others: Iterable[Backend] = (),
+    asked: Solver | None = None,
 ) -> None:
     """Refuse a combination that cannot be honoured, before any work.
 
@@ -386,6 +391,8 @@ def check(
         solver: Resolved settings.
         backend: Who would solve.
         others: Installed backends, to name one that can.
+        asked: The settings as the caller wrote them; what they leave open another backend may
+            choose otherwise.
 
     Raises:
         InvalidProblem: If the settings contradict the problem on any backend.
@@ -399,10 +406,15 @@ def check(
         f"backend={other.name!r}"
         for other in others
         if other.name != backend.name
-        and not _reasons(problem, replace(solver, backend=other), other)
+        and not _reasons(problem, _for(problem, asked or solver, other), other)
     ]
     hint = f"Can do it: {', '.join(able)}." if able else "No installed backend can, as written."
     raise Unsupported(f"backend {backend.name!r} cannot do this: {'; '.join(reasons)}. {hint}")
+
+
+def _for(problem: ODEProblem, solver: Solver, other: Backend) -> Solver:
+    """The settings as another backend would complete them."""
+    return resolve(problem, replace(solver, backend=other), other)
 
 
 def _reasons(problem: ODEProblem, solver: Solver, backend: Backend) -> list[str]:

@@ -186,7 +186,7 @@ def stiffness(subject: Subject) -> Finding:
     cause = ""
     if n > 100:
         what += f"; explicit methods need at least {n:.0f} steps for the interval"
-        cause = "a stiff problem. Try Solver(backend='scipy', method='bdf')."
+        cause = "a stiff problem. Try Solver(method='rodas5p')."
     return Finding("stiffness", "note", what, cause=cause)
 
 

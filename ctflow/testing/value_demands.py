@@ -33,7 +33,9 @@ __all__ = [
 _ALLOWED = 1e3 * RTOL
 """Errors are amplified by up to e^2 here, and an interpolant adds some dozen tolerances."""
 
-_METHODS = ("dopri5", "tsit5", "bosh3", "dop853", "dopri8", "adams", "lsoda", "bdf", "radau")
+_METHODS = (
+    "dopri5", "tsit5", "bosh3", "dop853", "dopri8", "rodas5p", "adams", "lsoda", "bdf", "radau",
+)  # fmt: skip
 _FIXED = ("euler", "midpoint", "rk4")
 
 

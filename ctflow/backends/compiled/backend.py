@@ -22,7 +22,7 @@ from ctflow.backends.native.backend import NativeBackend, counted, stops_of
 from ctflow.backends.native.control import Control
 from ctflow.backends.native.gradients.times import attach
 from ctflow.backends.native.loop import Integration
-from ctflow.backends.native.methods import METHODS
+from ctflow.backends.native.methods import IMPLICIT, METHODS
 from ctflow.backends.native.tableau import Tableau
 from ctflow.backends.protocol import Feature, Solver, resolved
 from ctflow.backends.times import shift
@@ -76,6 +76,11 @@ class CompiledBackend:
         """Reasons why it cannot do what is asked."""
         reasons = NativeBackend(self.tableau, self.control).refuse(problem, solver)
         method = self.tableau or METHODS.get(solver.method or "dopri5")
+        if self.tableau is None and solver.method in IMPLICIT:
+            reasons.append(
+                f"method={solver.method!r} is implicit, and it compiles explicit ones; use "
+                "backend='native'"
+            )
         seminorm = solver.backward is not None and solver.backward.norm == "seminorm"
         if method is not None and method.e_low is not None and seminorm:
             reasons.append(f"method={method.name!r} has two estimates, no seminorm can add up both")

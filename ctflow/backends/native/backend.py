@@ -17,25 +17,29 @@ from ctflow.backends.field import Field
 from ctflow.backends.native.control import Adaptive, Control, Fixed
 from ctflow.backends.native.gradients import adjoint, checkpointed, direct
 from ctflow.backends.native.gradients.times import attach
+from ctflow.backends.native.implicit import check_visible
 from ctflow.backends.native.loop import Integration, Outcome
-from ctflow.backends.native.methods import METHODS
+from ctflow.backends.native.method import Method
+from ctflow.backends.native.methods import IMPLICIT, METHODS
 from ctflow.backends.native.observers import KeepCourse, LocalError
+from ctflow.backends.native.stiffness import explained
 from ctflow.backends.native.stops import Stops
-from ctflow.backends.native.tableau import Tableau
 from ctflow.backends.protocol import Feature, Solver, resolved
 from ctflow.backends.times import shift
 from ctflow.dense import DenseSolution
 from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, GradientReport, Solution, Stats
-from ctflow.state import Layout
+from ctflow.state import Layout, leaves_of
 
 __all__ = ["NativeBackend", "adaptive_or_fixed", "backward_control", "counted", "stops_of"]
+
+_KNOWN: dict[str, Method] = {**METHODS, **IMPLICIT}
 
 
 @dataclass(frozen=True)
 class NativeBackend:
-    """ctflow's own explicit Runge-Kutta solver.
+    """ctflow's own Runge-Kutta and Rosenbrock solver.
 
     Args:
         tableau: A method of your own, in place of the one that `Solver.method` names.
@@ -50,7 +54,7 @@ class NativeBackend:
         2.718281...
     """
 
-    tableau: Tableau | None = None
+    tableau: Method | None = None
     control: Control | None = None
 
     @property
@@ -66,15 +70,17 @@ class NativeBackend:
     def refuse(self, problem: ODEProblem, solver: Solver) -> list[str]:
         """Reasons why it cannot do what is asked."""
         reasons: list[str] = []
-        method = self.tableau or METHODS.get(solver.method or "dopri5")
+        method = self.tableau or _KNOWN.get(solver.method or "dopri5")
         if method is None:
-            known = ", ".join(METHODS)
+            known = ", ".join(_KNOWN)
             reasons.append(f"method={solver.method!r} is not one of {known}")
         elif method.e is None and solver.step is None and self.control is None:
             reasons.append(
                 f"method={method.name!r} has no error estimate to adapt its steps by; give "
                 "Solver(step=...)"
             )
+        if method is not None and method.implicit:
+            reasons += _refuse_implicit(method.name, problem, solver)
         if self.control is not None and solver.controls_steps:
             reasons.append("its own `control` stands in the place of `controller` and step limits")
         if solver.backward is not None and method is not None and method.e is None:
@@ -100,7 +106,7 @@ class NativeBackend:
 
     @torch.compiler.disable  # pyright: ignore - the loop goes by data, which no graph can
     def _solve(self, problem: ODEProblem, solver: Solver) -> Solution:
-        tableau = self.tableau or METHODS[str(solver.method)]
+        tableau = self.tableau or _KNOWN[str(solver.method)]
         layout = Layout.of(problem.y0, per_sample=solver.coupling == "per_sample")
         field = Field(problem, layout)
         _refuse_forward_mode(problem.t)
@@ -115,6 +121,7 @@ class NativeBackend:
         y0 = layout.pack(problem.y0)
         if y0.is_inference() and not torch.is_inference_mode_enabled():
             y0 = y0.clone()  # made under inference mode, and now wanted in a graph
+        n_looks = _look(plan, field, y0)
         errors = None
         if problem.local_error:
             errors = LocalError(tableau, counted(problem, layout))
@@ -132,6 +139,7 @@ class NativeBackend:
             out, outcome, unfinished = _run(
                 problem, plan, field, y0, times, chosen, solver, (errors, course)
             )
+        outcome.counts.n_f_evals.add_(n_looks)
         backward = Counts.zeros(layout.batch) if direct_only else None
         settings = resolved(solver, self, tableau.name)
         stats = Stats(settings, outcome.counts, backward, outcome.trace)
@@ -147,8 +155,37 @@ class NativeBackend:
             used = [row for row in tableau.p if any(row)]
             dense = DenseSolution(layout, *outcome.course, times.detach().new_tensor(used))
         return Solution(
-            problem.t, y, outcome.status, stats, outcome.stops, None, report, error, dense
+            problem.t, y, outcome.status, stats, explained(field, plan, y0, outcome),
+            None, report, error, dense,
+        )  # fmt: skip
+
+
+def _look(plan: Integration, field: Field, y0: Tensor) -> int:
+    """Refuse what an implicit method could not differentiate; how many evaluations that took."""
+    if not plan.tableau.implicit:
+        return 0
+    start, end = plan.grid[:, 0], plan.grid[:, -1]
+    t, later = (x.to(y0.dtype) for x in (start, torch.lerp(start, end, 1e-4)))
+    with torch.inference_mode(False):
+        return check_visible(plan.beside(field, after=True), t, later, y0)
+
+
+def _refuse_implicit(name: str, problem: ODEProblem, solver: Solver) -> list[str]:
+    """Reasons why an implicit method cannot do what an explicit one can."""
+    reasons: list[str] = []
+    if solver.gradient == "adjoint":
+        reasons.append(
+            f"method={name!r} is for stiff problems, whose fast decays grow as fast when the "
+            "adjoint rebuilds the state backwards in time: no step size gives a right gradient; "
+            "take gradient='checkpointed' or 'direct'"
         )
+    dtype = leaves_of(problem.y0)[0].dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        reasons.append(
+            f"method={name!r} factorises matrices, which torch does not do in {dtype}; take "
+            "float32 or float64"
+        )
+    return reasons
 
 
 def _refuse_forward_mode(t: Tensor) -> None:

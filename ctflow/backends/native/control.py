@@ -9,8 +9,8 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ctflow.backends.native.method import Method
 from ctflow.backends.native.step import FlatField, Step, combine
-from ctflow.backends.native.tableau import Tableau
 from ctflow.errors import InvalidProblem
 
 __all__ = ["Adaptive", "Control", "Fixed", "OnGrid", "Span", "Verdict", "blended"]
@@ -54,7 +54,7 @@ class Control(Protocol):
     """
 
     def first(
-        self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
+        self, field: FlatField, tableau: Method, span: Span, y0: Tensor, f0: Tensor
     ) -> tuple[Tensor, int]:
         """Size of the first step, [B], and how many evaluations it took to find it."""
         ...
@@ -64,7 +64,7 @@ class Control(Protocol):
         ...
 
     def judge(
-        self, tableau: Tableau, step: Step, size: Tensor, memory: Tensor | None = None
+        self, tableau: Method, step: Step, size: Tensor, memory: Tensor | None = None
     ) -> Verdict:
         """Whether the step counts, and the size of the next one.
 
@@ -125,7 +125,7 @@ class Adaptive:
         return self.least > 0 or self.most < math.inf
 
     def first(
-        self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
+        self, field: FlatField, tableau: Method, span: Span, y0: Tensor, f0: Tensor
     ) -> tuple[Tensor, int]:
         """Hairer's starting step: one Euler probe, kept inside the interval."""
         length = (span.t1 - span.t0).abs()
@@ -158,7 +158,7 @@ class Adaptive:
         return torch.addcmul(t, span.direction, size)
 
     def judge(
-        self, tableau: Tableau, step: Step, size: Tensor, memory: Tensor | None = None
+        self, tableau: Method, step: Step, size: Tensor, memory: Tensor | None = None
     ) -> Verdict:
         """Accept by the error estimate; a non-finite one means reject and shrink."""
         if tableau.e is None:
@@ -202,7 +202,7 @@ class Adaptive:
         least = self.least * (1 + 1e-6)  # t + h - t is not quite h
         return torch.where(~accepted & (taken <= least), 0.0, within)
 
-    def _filtered(self, tableau: Tableau, ratio: Tensor, before: Tensor) -> Tensor:
+    def _filtered(self, tableau: Method, ratio: Tensor, before: Tensor) -> Tensor:
         """Factor on the step size from the errors of three accepted steps, [B]."""
         k = _error_order(tableau) + 1
         factor = torch.full_like(ratio, self.safety)
@@ -210,7 +210,7 @@ class Adaptive:
             factor = factor * _power(r, -beta / k) if beta else factor
         return factor.nan_to_num(self.grow).clamp(self.shrink, self.grow)
 
-    def factor(self, tableau: Tableau, ratio: Tensor) -> Tensor:
+    def factor(self, tableau: Method, ratio: Tensor) -> Tensor:
         """Factor on the step size for an error of `ratio` tolerances."""
         factor = self.safety * _power(ratio, -1 / (_error_order(tableau) + 1))
         return factor.clamp(self.shrink, self.grow)
@@ -235,7 +235,7 @@ class Fixed:
     VALUES: ClassVar[tuple[str, ...]] = ("size",)
 
     def first(
-        self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
+        self, field: FlatField, tableau: Method, span: Span, y0: Tensor, f0: Tensor
     ) -> tuple[Tensor, int]:
         """The step, without any evaluation."""
         return torch.zeros_like(span.t0) + self.size, 0
@@ -245,7 +245,7 @@ class Fixed:
         return torch.addcmul(t, span.direction, size)
 
     def judge(
-        self, tableau: Tableau, step: Step, size: Tensor, memory: Tensor | None = None
+        self, tableau: Method, step: Step, size: Tensor, memory: Tensor | None = None
     ) -> Verdict:
         """Accept whatever is finite."""
         return _accept_finite(step, size)
@@ -276,7 +276,7 @@ class OnGrid:
             )
 
     def first(
-        self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
+        self, field: FlatField, tableau: Method, span: Span, y0: Tensor, f0: Tensor
     ) -> tuple[Tensor, int]:
         """Length of the interval: the grid alone decides."""
         return (span.t1 - span.t0).abs(), 0
@@ -291,7 +291,7 @@ class OnGrid:
         return torch.where(torch.isfinite(distance.amin(dim=1)), node, span.t1)
 
     def judge(
-        self, tableau: Tableau, step: Step, size: Tensor, memory: Tensor | None = None
+        self, tableau: Method, step: Step, size: Tensor, memory: Tensor | None = None
     ) -> Verdict:
         """Accept whatever is finite."""
         return _accept_finite(step, size)
@@ -325,5 +325,5 @@ def _power(x: Tensor, exponent: float) -> Tensor:
     return torch.stack((x, x), dim=1)[:, 0] ** exponent
 
 
-def _error_order(tableau: Tableau) -> int:
+def _error_order(tableau: Method) -> int:
     return tableau.order if tableau.error_order is None else tableau.error_order

@@ -8,13 +8,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ctflow.backends.native.method import Method
 from ctflow.backends.native.step import Step, combine
-from ctflow.backends.native.tableau import Tableau
 
 __all__ = ["at", "coefficients", "evaluate", "spread", "stage_weights"]
 
 
-def stage_weights(tableau: Tableau, s: Tensor) -> Tensor:
+def stage_weights(tableau: Method, s: Tensor) -> Tensor:
     """Weights of the stages at fractions s of a step: [M] -> [M, S].
 
     They are polynomials in s without constant term:  w_i(s) = sum_j p_ij s^(j+1).
@@ -27,7 +27,7 @@ def stage_weights(tableau: Tableau, s: Tensor) -> Tensor:
     return weights
 
 
-def evaluate(tableau: Tableau, step: Step, row: Tensor, times: Tensor) -> Tensor:
+def evaluate(tableau: Method, step: Step, row: Tensor, times: Tensor) -> Tensor:
     """States at times inside a step.
 
     Args:
@@ -59,7 +59,7 @@ def evaluate(tableau: Tableau, step: Step, row: Tensor, times: Tensor) -> Tensor
 
 
 def coefficients(
-    tableau: Tableau, step: Step, dtype: torch.dtype, stages: int | None = None
+    tableau: Method, step: Step, dtype: torch.dtype, stages: int | None = None
 ) -> tuple[Tensor, ...]:
     """The interpolant as a polynomial:  y(t0 + s h) = y0 + sum_j q_j s^(j+1).
 
@@ -109,7 +109,7 @@ def _rows(x: Tensor, row: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _coefficients(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+def _coefficients(tableau: Method, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """Row j holds the coefficients of s^(j+1), [S]."""
     with torch.inference_mode(False):
         return torch.tensor(tableau.p, dtype=dtype, device=device).T.contiguous().unbind(0)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.native.control import Control, Span, Verdict
+from ctflow.backends.native.implicit import rosenbrock_step
+from ctflow.backends.native.method import Method
 from ctflow.backends.native.observers import KeepCourse, Observer, SaveAt
 from ctflow.backends.native.step import FlatField, Step, rk_step
 from ctflow.backends.native.stops import Sided, Stops
-from ctflow.backends.native.tableau import Tableau
 from ctflow.solution import Counts, Status, Stop
 
 __all__ = ["Integration", "Outcome", "cut", "integrate", "resolution"]
@@ -33,6 +34,7 @@ class Outcome(NamedTuple):
         local_error: What a `LocalError` among the observers came to, [B].
         course: What a `KeepCourse` kept: starts and ends of steps [n, B], states [n, B, N] and
             stages [n, S, B, N].
+        stood: State of each of `stops`, [N].
     """
 
     status: Tensor
@@ -42,6 +44,7 @@ class Outcome(NamedTuple):
     size: Tensor
     local_error: Tensor | None = None
     course: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+    stood: tuple[Tensor, ...] = ()
 
 
 class Integration(NamedTuple):
@@ -56,7 +59,7 @@ class Integration(NamedTuple):
         stops: Times at which steps must end, discontinuities of f among them.
     """
 
-    tableau: Tableau
+    tableau: Method
     control: Control
     grid: Tensor
     max_steps: int
@@ -80,9 +83,15 @@ class Integration(NamedTuple):
         return outcome
 
     def step(self, field: FlatField, t0: Tensor, t1: Tensor, y0: Tensor, f0: Tensor | None) -> Step:
-        """One step of every sample; see `rk_step`. f sees no other side of a jump at its ends."""
+        """One step of every sample, explicit or implicit.
+
+        f sees no other side of a jump at its ends.
+        """
         seen = None if self.stops is None else self.stops.seen(t0, t1, y0.dtype)
-        return rk_step(field, self.tableau, t0, t1, y0, f0, seen)
+        method = self.tableau
+        if method.implicit is True:
+            return rosenbrock_step(field, method, t0, t1, y0, seen)
+        return rk_step(field, method, t0, t1, y0, f0, seen)
 
     def ends_in_jump(self, t0: Tensor, t1: Tensor) -> bool:
         """Whether a step of any sample does, so that the next cannot begin with its last stage."""
@@ -115,6 +124,7 @@ class _Rows:
     steps_so_far: int
     f_evals_so_far: int
     stops: list[Stop]
+    stood: list[Tensor]
     spared: Tensor | None = None
     to_spare: Tensor | None = None
 
@@ -123,7 +133,7 @@ class _Rows:
         """Every sample on its way."""
         zeros = torch.zeros(like.shape[0], dtype=torch.int64, device=like.device)
         active = torch.ones_like(zeros, dtype=torch.bool)
-        return cls(active, like.shape[0], zeros, zeros, zeros, zeros, 0, n_f_evals, [])
+        return cls(active, like.shape[0], zeros, zeros, zeros, zeros, 0, n_f_evals, [], [])
 
     def charge(self, n_f_evals: int, n_moved: int, moved: Tensor) -> None:
         """Count one attempted step of the samples on their way."""
@@ -219,7 +229,7 @@ def integrate(
         verdict = _judge(plan, step, place)
         moved = verdict.accepted & rows.active & (end != place.t)
         n_moved = int(moved.sum())
-        rows.charge(tableau.stages - (place.f0 is not None), n_moved, moved)
+        rows.charge(tableau.evaluations(place.f0 is not None), n_moved, moved)
         n_before, tried = rows.n_active, place.size
         place = _move(tableau, step, moved, n_moved, rows, place)
         place = place._replace(size=verdict.size, memory=verdict.memory)
@@ -235,7 +245,9 @@ def integrate(
             place = _drop_stuck(rows, verdict, moved, span, place, tried)
     if rows.n_active:
         _fail(rows, rows.active, torch.full_like(rows.status, Status.MAX_STEPS), place)
-    return Outcome(rows.status.cpu(), rows.counts(), tuple(rows.stops), tuple(trace), place.size)
+    status, stops = rows.status.cpu(), tuple(rows.stops)
+    found = Outcome(status, rows.counts(), stops, tuple(trace), place.size)
+    return found._replace(stood=tuple(rows.stood)) if stops else found
 
 
 @torch.no_grad()
@@ -270,14 +282,14 @@ def _end(plan: Integration, span: Span, rows: _Rows, place: _Place) -> Tensor:
 
 
 def _move(
-    tableau: Tableau, step: Step, moved: Tensor, n_moved: int, rows: _Rows, place: _Place
+    tableau: Method, step: Step, moved: Tensor, n_moved: int, rows: _Rows, place: _Place
 ) -> _Place:
     """Time, state and f after a step; samples at rest have t1 = t0 and y1 = y0 anyway."""
     if n_moved == rows.n_active:
         return _Place(step.t1, step.y1, step.k[-1] if tableau.fsal else None, place.size)
     if not n_moved:
-        return place._replace(f0=step.k[0])
-    if not tableau.fsal:  # some know it, but all are evaluated together
+        return place if tableau.implicit else place._replace(f0=step.k[0])
+    if not (tableau.fsal or tableau.implicit):  # some know it, but all are evaluated together
         rows.spare(rows.active & ~moved)
     column = moved.unsqueeze(1)
     return _Place(
@@ -346,6 +358,7 @@ def _fail(rows: _Rows, who: Tensor, status: Tensor, place: _Place) -> _Place:
     rows.status = torch.where(who, status, rows.status)
     for sample in who.nonzero().flatten().tolist():
         f_is_finite = place.f0 is None or bool(torch.isfinite(place.f0[sample]).all())
+        rows.stood.append(place.y[sample].detach().clone())
         rows.stops.append(
             Stop(sample, float(place.t[sample]), float(place.size[sample]), f_is_finite)
         )

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ctflow.backends.native.control import blended
 from ctflow.backends.native.interpolate import evaluate
+from ctflow.backends.native.method import Method
 from ctflow.backends.native.step import FlatField, Step, combine, extended
-from ctflow.backends.native.tableau import Tableau
 from ctflow.errors import InvalidProblem
 
 __all__ = ["Hits", "KeepCourse", "LocalError", "Observer", "RecordGrid", "Recorded", "SaveAt"]
@@ -54,7 +54,7 @@ class SaveAt:
     """
 
     def __init__(
-        self, field: FlatField, tableau: Tableau, grid: Tensor, direction: Tensor, y0: Tensor
+        self, field: FlatField, tableau: Method, grid: Tensor, direction: Tensor, y0: Tensor
     ) -> None:
         self._field = field
         self._tableau = tableau
@@ -143,7 +143,7 @@ class KeepCourse:
         n_f_evals: Evaluations of stages for the interpolant alone, on behalf of each sample [B].
     """
 
-    def __init__(self, field: FlatField, tableau: Tableau) -> None:
+    def __init__(self, field: FlatField, tableau: Method) -> None:
         self._field = field
         self._tableau = tableau
         self.steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -184,7 +184,7 @@ class LocalError:
         Pal et al. 2021 (arXiv 2105.03918), the regulariser of ERNODE.
     """
 
-    def __init__(self, tableau: Tableau, n_counted: int) -> None:
+    def __init__(self, tableau: Method, n_counted: int) -> None:
         self._tableau = tableau
         self._n_counted = n_counted
         self.total: Tensor | None = None

@@ -9,9 +9,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ctflow.backends.native.method import Method
 from ctflow.backends.native.tableau import Tableau
 
-__all__ = ["FlatField", "Step", "combine", "extended", "rk_step", "warm"]
+__all__ = ["FlatField", "Step", "combine", "extended", "rk_step", "stage_times", "warm"]
 
 
 class FlatField(Protocol):
@@ -81,7 +82,7 @@ def rk_step(
         Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, definition II.1.1.
     """
     h = (t1 - t0).to(y0.dtype).unsqueeze(-1)
-    times = _times(tableau, t0, t1, y0.dtype, seen)
+    times = stage_times(tableau, t0, t1, y0.dtype, seen)
     k = [field(times[0], y0) if f0 is None else f0]
     y = y0
     for i in range(1, tableau.stages):
@@ -91,7 +92,7 @@ def rk_step(
     return Step(t0, t1, y0, y1, h, tuple(k), seen)
 
 
-def extended(field: FlatField, tableau: Tableau, step: Step) -> Step:
+def extended(field: FlatField, tableau: Method, step: Step) -> Step:
     """The step with the stages that only the interpolant uses; itself where there are none.
 
     Cost:
@@ -99,7 +100,7 @@ def extended(field: FlatField, tableau: Tableau, step: Step) -> Step:
     """
     if len(step.k) == len(tableau.a):
         return step
-    k, times = list(step.k), _times(tableau, step.t0, step.t1, step.y0.dtype, step.seen)
+    k, times = list(step.k), stage_times(tableau, step.t0, step.t1, step.y0.dtype, step.seen)
     for i in range(len(k), len(tableau.a)):
         k.append(field(times[i], torch.addcmul(step.y0, combine(tableau.a[i], k), step.h)))
     return step._replace(k=tuple(k))
@@ -114,13 +115,13 @@ def combine(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
     return torch.zeros_like(k[0]) if total is None else total
 
 
-def warm(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> None:
+def warm(tableau: Method, dtype: torch.dtype, device: torch.device) -> None:
     """Make the method's constants now: code that is only followed must find them made."""
     _nodes(tableau, dtype, device)
 
 
-def _times(
-    tableau: Tableau,
+def stage_times(
+    tableau: Method,
     t0: Tensor,
     t1: Tensor,
     dtype: torch.dtype,
@@ -137,7 +138,7 @@ def _within(times: Tensor, seen: tuple[Tensor, Tensor] | None) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _nodes(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _nodes(tableau: Method, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The nodes c as a column, [S, 1]."""
     with torch.inference_mode(False):
         return torch.tensor(tableau.c, dtype=dtype, device=device).unsqueeze(1)

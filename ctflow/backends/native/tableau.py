@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from ctflow.backends.native.trees import Condition, conditions
 from ctflow.errors import InvalidProblem
@@ -68,6 +69,8 @@ class Tableau:
     e_low: tuple[float, ...] | None = None
     dense_order: int | None = None
 
+    implicit: ClassVar[Literal[False]] = False
+
     def __post_init__(self) -> None:
         """Check the algebra."""
         self._check_lengths()
@@ -105,9 +108,24 @@ class Tableau:
         last = self.stages - 1
         return self.c[last] == 1.0 and (*self.a[last], 0.0) == self.b
 
+    def evaluations(self, f0_known: bool) -> int:
+        """Evaluations of f in one step, whose first may be known from the step before."""
+        return self.stages - f0_known
+
     def weights(self, s: float) -> tuple[float, ...]:
         """Weights of the stages in the interpolant at the fraction s of the step."""
         return tuple(math.fsum(x * s ** (j + 1) for j, x in enumerate(row)) for row in self.p)
+
+    def stability(self, z: complex) -> complex:
+        """Factor of one step on  y' = lambda y  for z = h lambda.
+
+        Source:
+            Hairer, Wanner, Solving Ordinary Differential Equations II, eq. IV.2.9.
+        """
+        x: list[complex] = []
+        for row in self.a[: self.stages]:
+            x.append(1 + z * sum((u * v for u, v in zip(row, x, strict=True)), 0j))
+        return 1 + z * sum((u * v for u, v in zip(self.b, x, strict=True)), 0j)
 
     def _check_lengths(self) -> None:
         s = len(self.b)

@@ -50,12 +50,16 @@ def trees(order: int) -> tuple[Tree, ...]:
     return tuple(_forests(order - 1, order - 1, 0))
 
 
-def conditions(a: Sequence[Sequence[float]], order: int) -> Iterator[Condition]:
+def conditions(
+    a: Sequence[Sequence[float]], order: int, lone: Sequence[Sequence[float]] | None = None
+) -> Iterator[Condition]:
     """The conditions of every order up to the given one, lowest first.
 
     Args:
         a: Coefficients of the stages: row i holds i of them.
         order: Highest order.
+        lone: What stands in the place of `a` below a node with one branch: for a Rosenbrock method
+            alpha + gamma, whose row i holds i + 1 coefficients. None: `a` too.
 
     Yields:
         One condition for each tree; a method is of this order if its weights satisfy all.
@@ -64,23 +68,29 @@ def conditions(a: Sequence[Sequence[float]], order: int) -> Iterator[Condition]:
         About S^2 products for each tree of lower order: some milliseconds for order 8.
 
     Source:
-        Hairer I, theorem II.2.13.
+        Hairer I, theorem II.2.13; for Rosenbrock methods Hairer II, theorem IV.7.1 and eq. 7.11.
     """
     vectors: dict[Tree, tuple[float, ...]] = {}
     below: dict[Tree, tuple[float, ...]] = {}
+    alone: dict[Tree, tuple[float, ...]] = below if lone is None else {}
     gammas: dict[Tree, int] = {}
     n_stages = len(a)
     for n in range(1, order + 1):
         for tree in trees(n):
-            columns = [below[child] for child in tree]
+            columns = [(alone if len(tree) == 1 else below)[child] for child in tree]
             vector = tuple(math.prod(x[i] for x in columns) for i in range(n_stages))
             vectors[tree] = vector
             gammas[tree] = n * math.prod(gammas[child] for child in tree)
             if n < order:
-                below[tree] = tuple(
-                    math.fsum(x * y for x, y in zip(row, vector, strict=False)) for row in a
-                )
+                below[tree] = _times(a, vector)
+                if lone is not None:
+                    alone[tree] = _times(lone, vector)
             yield Condition(tree, n, vector, 1 / gammas[tree])
+
+
+def _times(a: Sequence[Sequence[float]], x: Sequence[float]) -> tuple[float, ...]:
+    """A triangular matrix, given by its rows, times a vector."""
+    return tuple(math.fsum(u * v for u, v in zip(row, x, strict=False)) for row in a)
 
 
 def _forests(n: int, largest: int, first: int) -> Iterator[Tree]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ctflow.backends.captures import Captures
 from ctflow.backends.field import Field
+from ctflow.backends.jacobian import products, rows_of
 from ctflow.state import Layout
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
 Array: TypeAlias = NDArray[np.float64]
 
 _HUGE = 1e100  # its square is finite
-_ROWS = 256  # vector-Jacobian products taken at once
 
 
 class Slope(Protocol):
@@ -162,36 +162,18 @@ def jacobian(dy: Tensor, y: Tensor) -> Tensor:
     Cost:
         M vector-Jacobian products, vectorised where the operations allow it.
     """
-    if not dy.requires_grad:
-        return dy.new_zeros(dy.shape[1], y.shape[1])
-    unit = torch.eye(dy.shape[1], dtype=dy.dtype, device=dy.device).unsqueeze(1)
-    parts = [_rows(dy, y, rows) for rows in unit.split(_ROWS)]
-    return torch.cat(parts).reshape(dy.shape[1], y.shape[1])
+    (found,) = rows_of(dy, (y,))
+    shape = (dy.shape[1], y.shape[1])
+    return dy.new_zeros(shape) if found is None else found.reshape(shape)
 
 
-def _rows(dy: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-    """Vector-Jacobian products of several rows, [K, 1, N]."""
-    try:
-        found = product(dy, y, rows, batched=True)
-    except RuntimeError:  # an operation of f without a rule for batches
-        each = [product(dy, y, row) for row in rows]
-        found = torch.stack([x for x in each if x is not None]) if each[0] is not None else None
-    return rows.new_zeros(len(rows), *y.shape) if found is None else found
-
-
-def product(
-    dy: Tensor, y: Tensor, cotangent: Tensor, batched: bool = False, create: bool = False
-) -> Tensor | None:
+def product(dy: Tensor, y: Tensor, cotangent: Tensor, create: bool = False) -> Tensor | None:
     """Vector-Jacobian product that keeps the graph; None where autograd finds no way.
 
     Args:
         dy: Output.
         y: Input.
-        cotangent: Of the shape of dy; several in a new first dimension if `batched`.
-        batched: Whether there are several.
+        cotangent: Of the shape of dy.
         create: Whether the product itself has a graph.
     """
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(
-        dy, y, cotangent, True, create, allow_unused=True, is_grads_batched=batched
-    )
-    return found[0]
+    return products(dy, (y,), cotangent, batched=False, create=create)[0]

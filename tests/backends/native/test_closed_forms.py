@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.autograd.functional import hessian
 
 from ctflow import ODEProblem, Solver, Unsupported, odeint, solve
-from ctflow.backends.native.methods import METHODS
+from ctflow.backends.native.methods import IMPLICIT, METHODS
 from tests.checks import check_close, check_relative
 from tests.problems import FLOAT, Linear, limit_cycle, swing
 
 every = pytest.mark.parametrize("gradient", ["direct", "checkpointed", "adjoint"])
 either = pytest.mark.parametrize("coupling", ["shared", "per_sample"])
-adaptive = [name for name, tableau in METHODS.items() if tableau.e]
+adaptive = [name for name, method in (METHODS | IMPLICIT).items() if method.e]
 RTOL = 1e-9
 A = torch.tensor([[-0.3, 1.2, 0.0], [-1.2, -0.3, 0.4], [0.1, 0.0, 0.2]], dtype=FLOAT)
 STATES = torch.tensor([[1.0, 0.5, -0.2], [0.0, -1.0, 0.3]], dtype=FLOAT)

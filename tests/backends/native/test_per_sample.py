@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from ctflow import ODEProblem, Solution, Solver, Status, solve
-from ctflow.backends.native.methods import METHODS
+from ctflow.backends.native.methods import IMPLICIT, METHODS
 from ctflow.dynamics import MLP
 from tests.checks import check, check_relative
 from tests.problems import FLOAT, blow_up, row_wise
 
 TIMES = torch.tensor([0.0, 0.21, 0.5, 1.3], dtype=FLOAT)
-SETTINGS = [Solver(method=name) for name, tableau in METHODS.items() if tableau.e] + [
-    Solver(method=name, step=0.07) for name in METHODS
+EVERY = METHODS | IMPLICIT
+SETTINGS = [Solver(method=name) for name, method in EVERY.items() if method.e] + [
+    Solver(method=name, step=0.07) for name in EVERY
 ]
 settings = pytest.mark.parametrize("solver", SETTINGS, ids=str)
 

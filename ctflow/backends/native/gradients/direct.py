@@ -60,7 +60,7 @@ def run(
     for kept, hits in zip(record.steps, save.hits, strict=True):
         t0, t1 = exchange(source, kept.t0), exchange(source, kept.t1)
         step = plan.step(field, t0, t1, y, f0)
-        n_again += plan.tableau.stages - (f0 is not None)
+        n_again += plan.tableau.evaluations(f0 is not None)
         again.save(step, hits_of_the_well(source, hits))
         if errors is not None:
             errors.add(torch.where(well_rows, errors.of(step), 0.0))

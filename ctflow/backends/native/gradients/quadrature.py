@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ctflow.backends.adjoint import Evaluated, Linearised
 from ctflow.backends.native.control import Adaptive, Control, Span, Verdict, blended
+from ctflow.backends.native.method import Method
 from ctflow.backends.native.step import FlatField, Step
-from ctflow.backends.native.tableau import Tableau
 
 __all__ = ["FAR", "WithQuadrature", "quadrature_error"]
 
@@ -74,7 +74,7 @@ class WithQuadrature:
         return self._known[id(derivative)][1]
 
     def first(
-        self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
+        self, field: FlatField, tableau: Method, span: Span, y0: Tensor, f0: Tensor
     ) -> tuple[Tensor, int]:
         """The control's own first step."""
         return self._control.first(field, tableau, span, y0, f0)
@@ -84,7 +84,7 @@ class WithQuadrature:
         return self._control.end(t, size, span)
 
     def judge(
-        self, tableau: Tableau, step: Step, size: Tensor, memory: Tensor | None = None
+        self, tableau: Method, step: Step, size: Tensor, memory: Tensor | None = None
     ) -> Verdict:
         """Accept where the control does and the quadrature's error allows it."""
         known = () if memory is None else (memory,)

@@ -14,9 +14,10 @@ from ctflow.backends.native.methods.low import (
     RK4,
     RK4_38,
 )
+from ctflow.backends.native.methods.rodas5p import RODAS5P
 from ctflow.backends.native.methods.vern7 import VERN7
 
-__all__ = ["METHODS"]
+__all__ = ["IMPLICIT", "METHODS"]
 
 METHODS = {
     m.name: m
@@ -24,4 +25,7 @@ METHODS = {
         EULER, MIDPOINT, HEUN, RALSTON, RK4, RK4_38, BOSH3, DOPRI5, TSIT5, VERN7, DOPRI8, DOP853,
     )
 }  # fmt: skip
-"""Every built-in method by name."""
+"""Every built-in explicit method by name."""
+
+IMPLICIT = {RODAS5P.name: RODAS5P}
+"""Methods for stiff problems by name."""
