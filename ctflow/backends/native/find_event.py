@@ -1,0 +1,410 @@
+"""Watches the loop's steps for events: samples the interpolant, brackets, and solves for the time.
+
+Each accepted step is looked at in a few places. Between two of them a zero shows by a change of
+sign; or, where the function turns back on its way to zero, at the turning point. The earliest zero
+is then found on the step itself: the step is taken again to a shorter end, until the event function
+is zero at that end to rounding. So the state at an event is one of the solver, not of its
+interpolant.
+
+Source:
+    Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, 2nd ed., section II.6; the
+    bracketing is Ridders 1979, IEEE Trans. Circuits Syst. 26 (Numerical Recipes, section 9.2.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ctflow.backends.events import EventFunctions, Look
+from ctflow.backends.native.control import Span
+from ctflow.backends.native.interpolate import at, coefficients
+from ctflow.backends.native.loop import Integration, Seen
+from ctflow.backends.native.step import FlatField, Step, extended
+from ctflow.errors import InvalidProblem
+from ctflow.solution import Status
+
+__all__ = ["FindEvent"]
+
+_PLACES = (0.25, 0.5, 0.75, 1.0)  # fractions of a step at which it is looked at
+_CLOSE = 1e-12  # width of a bracket, in parts of a step, from which Newton's method takes over
+_MOST_HALVINGS = 60
+_MOST_NEWTON = 8
+_SAME = 16.0  # units in the last place between times that are the same
+_JUMP = 1e-3  # part of the change over a bracket that a continuous function does not keep at a zero
+_AT_ZERO = 16.0  # roundings within which a function is zero whose event has just happened
+_FLAT = 1e-6  # part of the mean slope over a bracket below which a zero has no slope
+
+_NONE, _ZERO, _GRAZE, _BAD = 0, 1, 2, 3
+
+
+class _Found(NamedTuple):
+    """What one event function does first in a step: everything [B].
+
+    Attributes:
+        kind: Nothing, a zero, a contact, or a value that is not finite.
+        s: Where, as a fraction of the step; infinite for nothing.
+        change: Sum of |g| at both ends of its bracket.
+        width: Width of the bracket.
+        steepest: Largest |slope| at the ends of the bracket.
+        bend: Difference of the slopes at the ends, positive where g turns back from zero.
+    """
+
+    kind: Tensor
+    s: Tensor
+    change: Tensor
+    width: Tensor
+    steepest: Tensor
+    bend: Tensor
+
+
+class FindEvent:
+    """Ends the solve of each sample at its first event; one round of it.
+
+    Args:
+        functions: The event functions.
+        outputs: Output times, [B, T]; an event within rounding of one is put on it.
+        side: Sign of each function before the start, [E, B]; 0 where it is not known, or where the
+            event has just happened.
+        fired: Which events happened right at the start, bool [E, B].
+
+    Attributes:
+        which: The event that each sample ended at, int64 [B]; -1 for none.
+        side: Sign of each function at the start of the step that ended the round, [E, B].
+        slope: Derivative of its event function along the way, by time, [B]; 1 where there is none.
+        t: Time of a contact, or of a value that is not finite, for samples that failed, [B].
+        ends: Where each step took each sample, [B] for each step; infinite where it did not.
+        n_f_evals: Evaluations of f for the interpolant and the zeros, int64 [B].
+    """
+
+    def __init__(
+        self, functions: EventFunctions, outputs: Tensor, side: Tensor, fired: Tensor
+    ) -> None:
+        self._functions = functions
+        self._outputs = outputs
+        self._fired = fired
+        self._last: list[Look] = []
+        self.side = side
+        self.which = torch.full_like(fired[0], -1, dtype=torch.int64)
+        self.slope = torch.ones_like(outputs[:, 0])
+        self.ends: list[Tensor] = []
+        self.n_f_evals = torch.zeros_like(self.which)
+
+    @torch.no_grad()
+    def __call__(
+        self, plan: Integration, field: FlatField, step: Step, moved: Tensor, span: Span
+    ) -> Seen:
+        """Look at a step that counts; shorten it where an event lies inside."""
+        whole = extended(field, plan.tableau, step)
+        self.n_f_evals += plan.tableau.further * moved
+        path = _Path(self._functions, plan, whole)
+        if not self._last:
+            self._last = [path.look(j, torch.zeros_like(step.t0)) for j in range(len(self.side))]
+            self.side = self._first_side()
+        stuck = self._stuck(step, moved)
+        at_end = step.t1 == span.t1
+        looks = [self._search(j, path, moved, at_end) for j in range(len(self.side))]
+        found = _Found(*(torch.stack(x) for x in zip(*(f for f, _, _ in looks), strict=True)))
+        first = found.s.argmin(dim=0, keepdim=True)
+        mine = _Found(*(x.gather(0, first)[0] for x in found))
+        mine = mine._replace(kind=torch.where(stuck, _GRAZE, mine.kind))
+        mine = mine._replace(s=torch.where(stuck, 0.0, mine.s))
+        zero = mine.kind == _ZERO
+        if bool(zero.any()):
+            step, mine = self._solve(plan, field, step, zero, first[0], mine)
+            zero = mine.kind == _ZERO
+            span = span._replace(t1=torch.where(zero, step.t1, span.t1))
+            self.which = torch.where(zero, first[0], self.which)
+        on = moved & (mine.kind == _NONE)
+        self.side = torch.stack(
+            [torch.where(on, new, old) for (_, new, _), old in zip(looks, self.side, strict=True)]
+        )
+        self._last = [
+            Look(*(torch.where(on, a, b) for a, b in zip(new, old, strict=True)))
+            for (_, _, new), old in zip(looks, self._last, strict=True)
+        ]
+        status = torch.where(mine.kind == _GRAZE, int(Status.GRAZING), 0)
+        status = torch.where(mine.kind == _BAD, int(Status.EVENT_NON_FINITE), status)
+        self.ends.append(torch.where(moved & (status == 0), step.t1, torch.inf))
+        where = torch.lerp(step.t0, step.t1, mine.s.clamp(max=1.0).to(step.t0))
+        return Seen(step, span, status, where)
+
+    def _first_side(self) -> Tensor:
+        """On which side of zero each function starts, [E, B].
+
+        A function that is zero there is on the side to which it goes; but if its event is still to
+        come, because another one at the same time came first, on the side where it was.
+        """
+        sides: list[Tensor] = []
+        for look, before, fired in zip(self._last, self.side, self._fired, strict=True):
+            clear = look.g.abs() > torch.where(fired, _AT_ZERO, 1.0) * look.noise
+            known = torch.where(fired | (before == 0), torch.sign(look.slope), before)
+            sides.append(torch.where(clear, torch.sign(look.g), known))
+        return torch.stack(sides)
+
+    def _stuck(self, step: Step, moved: Tensor) -> Tensor:
+        """Samples that an event left at its zero without a way to go, bool [B]."""
+        length = (step.t1 - step.t0).abs().to(step.y0.dtype)
+        rows = [
+            fired
+            & (torch.maximum(look.g.abs(), look.slope.abs() * length) <= _AT_ZERO * look.noise)
+            for look, fired in zip(self._last, self._fired, strict=True)
+        ]
+        self._fired = self._fired & ~moved
+        return torch.stack(rows).any(dim=0) & moved
+
+    def _search(
+        self, j: int, path: _Path, moved: Tensor, at_end: Tensor
+    ) -> tuple[_Found, Tensor, Look]:
+        """What function j does first in the step, its side after it, and how it looks there."""
+        side, left = self.side[j], self._last[j]
+        found, s0 = _nothing(left.g, path.step.t0), torch.zeros_like(path.step.t0)
+        for place in _PLACES:
+            s1 = torch.full_like(s0, place)
+            right = path.look(j, s1)
+            ahead = moved & (found.kind == _NONE)
+            bad = ahead & ~torch.isfinite(left.g + right.g + right.slope)
+            found = _merge(found, bad, _BAD, s1, (s0, s1), (left, right), side)
+            ahead = ahead & ~bad & (side != 0)
+            crossed = ahead & (side * right.g < 0)
+            if place == 1.0:  # a zero at the very end is not left to the rounding of its sign
+                here = (right.g.abs() <= right.noise) & (side * right.slope < -right.noise)
+                crossed = crossed | (ahead & at_end & here)
+            dips = ahead & ~crossed & (side * left.slope < 0) & (side * right.slope >= 0)
+            if bool(dips.any()):
+                found = self._dip(j, path, found, dips, (s0, s1), (left, right), side)
+            wanted = crossed & self._fires(j, side)
+            if bool(wanted.any()):
+                ends, looks = (s0, s1), (left, right)
+                s = path.zero(j, wanted, side, ends, looks)
+                found = _merge(found, wanted, _ZERO, s, ends, looks, side)
+            side = torch.where(crossed & ~wanted, -side, side)
+            known = right.g.abs() > right.noise
+            side = torch.where((side == 0) & known, torch.sign(right.g), side)
+            s0, left = s1, right
+        return found, side, left
+
+    def _dip(
+        self,
+        j: int,
+        path: _Path,
+        found: _Found,
+        dips: Tensor,
+        ends: tuple[Tensor, Tensor],
+        looks: tuple[Look, Look],
+        side: Tensor,
+    ) -> _Found:
+        """Where function j turns back on its way to zero: two zeros, a contact, or neither."""
+        s = path.turn(j, dips, side, *ends)
+        turn = path.look(j, s)
+        touches = dips & (turn.g.abs() <= turn.doubt)
+        found = _merge(found, touches, _GRAZE, s, ends, looks, side)
+        through = dips & ~touches & (side * turn.g < 0)
+        if bool(through.any()):
+            left, right = looks
+            into = self._fires(j, side)
+            lo, hi = torch.where(into, ends[0], s), torch.where(into, s, ends[1])
+            near = Look(*(torch.where(into, a, b) for a, b in zip(left, turn, strict=True)))
+            far = Look(*(torch.where(into, a, b) for a, b in zip(turn, right, strict=True)))
+            own = torch.where(into, side, -side)
+            zero = path.zero(j, through, own, (lo, hi), (near, far))
+            found = _merge(found, through, _ZERO, zero, (lo, hi), (near, far), own)
+        return found
+
+    def _fires(self, j: int, side: Tensor) -> Tensor:
+        """Whether a zero of function j counts that it comes to from this side, bool [B]."""
+        direction = self._functions.events[j].direction
+        return torch.ones_like(side, dtype=torch.bool) if direction == 0 else side == -direction
+
+    def _solve(
+        self,
+        plan: Integration,
+        field: FlatField,
+        step: Step,
+        zero: Tensor,
+        first: Tensor,
+        mine: _Found,
+    ) -> tuple[Step, _Found]:
+        """The step taken again so that it ends where its event function is zero."""
+        t = torch.lerp(step.t0, step.t1, torch.where(zero, mine.s, 0.0))
+        t = torch.where(mine.s == 1.0, step.t1, t)
+        ends = torch.minimum(step.t0, step.t1), torch.maximum(step.t0, step.t1)
+        small = torch.maximum(t.abs(), ends[1] - ends[0]) * (4 * torch.finfo(t.dtype).eps)
+        trying = zero
+        trial, look = self._try(plan, field, step, t, trying, first)
+        for _ in range(_MOST_NEWTON):
+            slope = (look.slope * self._functions.direction).to(t.dtype)
+            move = -look.g.to(t.dtype) / torch.where(slope == 0, torch.inf, slope)
+            trying = trying & (move.abs() > small) & (look.g.abs() > look.noise / 16)
+            if not bool(trying.any()):
+                break
+            t = torch.where(trying, torch.minimum(torch.maximum(t + move, ends[0]), ends[1]), t)
+            trial, look = self._try(plan, field, step, t, trying, first)
+        slope = (look.slope * self._functions.direction).to(t.dtype)
+        self.slope = torch.where(zero, slope, self.slope)
+        mine = mine._replace(kind=self._checked(first, zero, look, mine, step))
+        zero = mine.kind == _ZERO
+        column = zero.unsqueeze(1)
+        return Step(
+            step.t0,
+            torch.where(zero, trial.t1, step.t1),
+            step.y0,
+            torch.where(column, trial.y1, step.y1),
+            torch.where(column, trial.h, step.h),
+            tuple(torch.where(column, a, b) for a, b in zip(trial.k, step.k, strict=True)),
+            step.seen,
+        ), mine
+
+    def _try(
+        self,
+        plan: Integration,
+        field: FlatField,
+        step: Step,
+        t: Tensor,
+        trying: Tensor,
+        first: Tensor,
+    ) -> tuple[Step, Look]:
+        """The step to other ends, and each sample's own event function there."""
+        nearest = (self._outputs - t.unsqueeze(1)).abs().min(dim=1)
+        same = nearest.values <= _SAME * torch.finfo(t.dtype).eps * t.abs()
+        output = self._outputs.gather(1, nearest.indices.unsqueeze(1))[:, 0]
+        t = torch.where(same & (t != step.t0), output, t)
+        trial = plan.step(field, step.t0, t, step.y0, step.k[0])
+        fsal = plan.tableau.fsal
+        slope = trial.k[-1] if fsal else field(t.to(trial.y1.dtype), trial.y1)
+        self.n_f_evals += trying * (plan.tableau.stages - fsal)
+        look: Look | None = None
+        for j in sorted(set(first.tolist())):
+            new = self._functions.look(j, t, trial.y1, slope)
+            pairs = zip(new, new if look is None else look, strict=True)
+            look = Look(*(torch.where(first == j, a, b) for a, b in pairs))
+        assert look is not None
+        return trial, look
+
+    def _checked(self, first: Tensor, zero: Tensor, look: Look, mine: _Found, step: Step) -> Tensor:
+        """The kind of each sample's find, now that its zero is known; a jump is refused."""
+        jumps = zero & (look.g.abs() > _JUMP * mine.change + 64 * look.noise)
+        length = (mine.width * (step.t1 - step.t0).abs()).to(look.g.dtype)
+        length = length.clamp(min=torch.finfo(length.dtype).tiny)
+        mean = mine.change / length
+        flat = zero & (look.slope.abs() < _FLAT * mean)
+        detached = flat & (mine.steepest < _FLAT * mean)
+        for broken, what in ((jumps, "be continuous"), (detached, "have a derivative")):
+            if bool(broken.any()):
+                b = int(broken.nonzero()[0])
+                raise InvalidProblem(
+                    f"`fn` of event {int(first[b])} must {what} where it changes its sign, got "
+                    f"{float(look.g[b]):.3g} with the slope {float(look.slope[b]):.3g} at its zero "
+                    f"near t={float(step.t0[b]):.6g}. Use no rounding, sign, comparison or "
+                    "`.detach()` in it; for a jump in time, ODEProblem(jump_t=...)."
+                )
+        bend = mine.bend / length
+        turns = (bend > 0) & (look.slope.square() <= 2 * bend * look.doubt)
+        kind = torch.where(zero & (flat | turns), _GRAZE, mine.kind)
+        return torch.where(zero & ~torch.isfinite(look.g + look.slope), _BAD, kind)
+
+
+class _Path:
+    """Event functions along the interpolant of one step."""
+
+    def __init__(self, functions: EventFunctions, plan: Integration, step: Step) -> None:
+        self._functions = functions
+        self._q = coefficients(plan.tableau, step, len(step.k))
+        self.step = step
+
+    def look(self, j: int, s: Tensor) -> Look:
+        """Function j at fractions s of the step, [B], in time's own dtype."""
+        step, column = self.step, s.to(self.step.y0.dtype).unsqueeze(1)
+        y = torch.where(column == 1.0, step.y1, at(step.y0, self._q, column))
+        slope = self._q[-1] * len(self._q)
+        for i in range(len(self._q) - 2, -1, -1):
+            slope = self._q[i] * (i + 1) + slope * column
+        dy = slope / torch.where(step.h == 0, 1.0, step.h)
+        t = torch.where(s == 1.0, step.t1, torch.lerp(step.t0, step.t1, s))
+        return self._functions.look(j, t, y, dy)
+
+    def zero(
+        self,
+        j: int,
+        rows: Tensor,
+        side: Tensor,
+        ends: tuple[Tensor, Tensor],
+        looks: tuple[Look, Look],
+    ) -> Tensor:
+        """Where function j comes to zero from a side, as a fraction of the step, [B]."""
+        low, high = side * looks[0].g, side * looks[1].g
+        inner = rows & (low > 0) & (high < 0)
+        s = _bracketed(lambda s: side * self.look(j, s).g, inner, ends, (low, high))
+        return torch.where(low <= 0, ends[0], torch.where(high >= 0, ends[1], s))
+
+    def turn(self, j: int, rows: Tensor, side: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+        """Where the slope of function j, toward zero at lo, turns away from it, [B]."""
+
+        def toward(s: Tensor) -> Tensor:
+            return -side * self.look(j, s).slope
+
+        return _bracketed(toward, rows, (lo, hi), (toward(lo), toward(hi)))
+
+
+def _bracketed(
+    function: Callable[[Tensor], Tensor],
+    rows: Tensor,
+    ends: tuple[Tensor, Tensor],
+    values: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Zeros of a function that is positive at the first end and not at the second, by Ridders.
+
+    Args:
+        function: [B] -> [B].
+        rows: Where a zero is wanted, bool [B]; each sample's bits are its own.
+        ends: Both ends, [B].
+        values: The function there.
+    """
+    (lo, hi), (f_lo, f_hi) = ends, values
+    for _ in range(_MOST_HALVINGS):
+        rows = rows & (hi - lo > _CLOSE) & (f_hi != 0)
+        if not bool(rows.any()):
+            break
+        middle = (lo + hi) / 2
+        f_middle = function(torch.where(rows, middle, lo))
+        root = (f_middle.square() - f_lo * f_hi).clamp(min=0).sqrt()
+        part = torch.where(root > 0, f_middle / root, 0.0).to(lo.dtype)
+        x = torch.minimum(torch.maximum(middle + (middle - lo) * part, lo), hi)
+        f_x = function(torch.where(rows, x, lo))
+        for at_, f_at in ((middle, f_middle), (x, f_x)):
+            inside = rows & (at_ >= lo) & (at_ <= hi)
+            left, right = inside & (f_at > 0), inside & ~(f_at > 0)
+            lo, f_lo = torch.where(left, at_, lo), torch.where(left, f_at, f_lo)
+            hi, f_hi = torch.where(right, at_, hi), torch.where(right, f_at, f_hi)
+    return hi
+
+
+def _nothing(g: Tensor, t: Tensor) -> _Found:
+    """Nothing found in any sample; values have the dtype of g, places that of t."""
+    none, far = torch.zeros_like(g), torch.full_like(t, torch.inf)
+    return _Found(torch.zeros_like(g, dtype=torch.int64), far, none, far, none, none)
+
+
+def _merge(
+    found: _Found,
+    rows: Tensor,
+    kind: int,
+    s: Tensor,
+    ends: tuple[Tensor, Tensor],
+    looks: tuple[Look, Look],
+    side: Tensor,
+) -> _Found:
+    """What was found, with a find of some samples."""
+    left, right = looks
+    new = _Found(
+        torch.full_like(found.kind, kind),
+        s.to(found.s.dtype),
+        left.g.abs() + right.g.abs(),
+        (ends[1] - ends[0]).to(found.s.dtype),
+        torch.maximum(left.slope.abs(), right.slope.abs()),
+        side * (right.slope - left.slope),
+    )
+    return _Found(*(torch.where(rows, a, b) for a, b in zip(new, found, strict=True)))
