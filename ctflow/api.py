@@ -39,6 +39,7 @@ def odeint(
     args: Any = None,  # noqa: ANN401 - handed to f as it is
     params: Iterable[Tensor] | None = None,
     jump_t: Tensor | Sequence[float] | None = None,
+    event: Event | Sequence[Event] | None = None,
 ) -> S:
     """Integrate  dy/dt = f(t, y)  from y0 at t[0] and return the state at every t.
 
@@ -56,6 +57,8 @@ def odeint(
         args: Third argument of `f`; gradients reach its tensors.
         params: Tensors wanted a gradient for that ctflow could not find by itself.
         jump_t: Times at which `f` is discontinuous; see `ODEProblem`.
+        event: Events on the way, which may change the state or end the solve; see `ODEProblem`.
+            `odeint_event` returns their times.
 
     Returns:
         The structure of `y0`, each leaf [T, *shape]; entry 0 is `y0`. Differentiable with respect
@@ -74,7 +77,7 @@ def odeint(
         torch.Size([2, 2])
     """
     # ODEProblem turns numbers and iterables into tensors and tuples.
-    problem = ODEProblem(f, y0, t, params, args, jump_t=jump_t)  # pyright: ignore[reportArgumentType]
+    problem = ODEProblem(f, y0, t, params, args, jump_t=jump_t, event=event)  # pyright: ignore[reportArgumentType]
     settings = _settings(
         solver, backend=backend, method=method, rtol=rtol, atol=atol, gradient=gradient
     )

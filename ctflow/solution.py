@@ -40,7 +40,7 @@ class Status(IntEnum):
     GRAZING = 4
     """An event function touched zero, or so nearly that the tolerance cannot tell if it crossed."""
     TOO_MANY_EVENTS = 5
-    """`max_events` events happened before the end."""
+    """More than `max_events` events, or events that follow each other faster than time resolves."""
     EVENT_NON_FINITE = 6
     """An event function became NaN or infinite."""
 
@@ -287,9 +287,9 @@ _CAUSES = {
         "`rtol` and `atol`, or move the event function away from the contact."
     ),
     Status.TOO_MANY_EVENTS: (
-        "`max_events` events happened: they may accumulate in finite time (Zeno behaviour), or a "
-        "change leads straight to the next event. End the solve by a terminal event, or raise "
-        "Solver(max_events=...)."
+        "More than `max_events` events happened, or one left the state on its own zero with no way "
+        "to go: events that accumulate in finite time (Zeno behaviour), as of a ball that comes to "
+        "rest. End the solve by a terminal event before, or raise Solver(max_events=...)."
     ),
     Status.EVENT_NON_FINITE: (
         "An event function is NaN or infinite here. Define it on both sides of its zero and "

@@ -14,6 +14,7 @@ from ctflow.state import Layout, leaves_of
 
 __all__ = ["EventFunctions", "Look"]
 
+_IN_PLACE = "in-place operation"  # torch's words for y.mul_(2) where y wants a gradient
 _ROUNDING = 64.0  # units in the last place by which sums of a few terms may be off
 
 
@@ -69,12 +70,18 @@ class EventFunctions:
                 its input.
         """
         layout, version = self._layout, y._version
-        g = self.events[j].fn(layout.time(t.to(y.dtype)), layout.unpack(y), *self._more)
+        changed = (
+            f"`fn` of event {j} must not change its input, got a state modified in place. "
+            "Use out-of-place operations."
+        )
+        try:
+            g = self.events[j].fn(layout.time(t.to(y.dtype)), layout.unpack(y), *self._more)
+        except RuntimeError as error:
+            if _IN_PLACE in str(error):
+                raise InvalidProblem(changed) from error
+            raise
         if y._version != version:
-            raise InvalidProblem(
-                f"`fn` of event {j} must not change its input, got a state modified in place. "
-                "Use out-of-place operations."
-            )
+            raise InvalidProblem(changed)
         wanted = torch.Size([layout.batch] if layout.per_sample else [])
         if not isinstance(g, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidProblem(

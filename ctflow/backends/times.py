@@ -167,8 +167,8 @@ class _LastTime(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
         """Hand the second gradient on, behind a refusal."""
         message = (
-            "a solve whose `t` requires a gradient can be differentiated twice, not a third time. "
-            "Detach `t`, or differentiate something that does not depend on it."
+            "a solve whose `t` requires a gradient, or one through events, can be differentiated "
+            "twice, not a third time. Detach `t`, or differentiate something that does not depend on it."
         )
         (second,) = refuse(gradients, message, ctx.saved_tensors)
         return second, *(None for _ in ctx.saved_tensors)

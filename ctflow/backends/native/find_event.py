@@ -7,13 +7,11 @@ is zero at that end to rounding. So the state at an event is one of the solver, 
 interpolant.
 
 Source:
-    Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, 2nd ed., section II.6; the
-    bracketing is Ridders 1979, IEEE Trans. Circuits Syst. 26 (Numerical Recipes, section 9.2.1).
+    Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, 2nd ed., section II.6.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,7 +19,7 @@ from torch import Tensor
 
 from ctflow.backends.events import EventFunctions, Look
 from ctflow.backends.native.control import Span
-from ctflow.backends.native.interpolate import at, coefficients
+from ctflow.backends.native.event_path import PLACES, EventPath
 from ctflow.backends.native.loop import Integration, Seen
 from ctflow.backends.native.step import FlatField, Step, extended
 from ctflow.errors import InvalidProblem
@@ -29,23 +27,27 @@ from ctflow.solution import Status
 
 __all__ = ["FindEvent"]
 
-_PLACES = (0.25, 0.5, 0.75, 1.0)  # fractions of a step at which it is looked at
-_CLOSE = 1e-12  # width of a bracket, in parts of a step, from which Newton's method takes over
-_MOST_HALVINGS = 60
 _MOST_NEWTON = 8
 _SAME = 16.0  # units in the last place between times that are the same
 _JUMP = 1e-3  # part of the change over a bracket that a continuous function does not keep at a zero
-_AT_ZERO = 16.0  # roundings within which a function is zero whose event has just happened
+_AT_ZERO = (
+    16.0  # times the rounding at a zero: up to there a function is still zero behind its event
+)
 _FLAT = 1e-6  # part of the mean slope over a bracket below which a zero has no slope
 
-_NONE, _ZERO, _GRAZE, _BAD = 0, 1, 2, 3
+_NONE, _ZERO, _GRAZE, _BAD, _STUCK = range(5)
+_MEANS = {
+    _GRAZE: Status.GRAZING,
+    _BAD: Status.EVENT_NON_FINITE,
+    _STUCK: Status.TOO_MANY_EVENTS,
+}
 
 
 class _Found(NamedTuple):
     """What one event function does first in a step: everything [B].
 
     Attributes:
-        kind: Nothing, a zero, a contact, or a value that is not finite.
+        kind: Nothing, a zero, a contact, a value that is not finite, or no way from an event.
         s: Where, as a fraction of the step; infinite for nothing.
         change: Sum of |g| at both ends of its bracket.
         width: Width of the bracket.
@@ -70,24 +72,31 @@ class FindEvent:
         side: Sign of each function before the start, [E, B]; 0 where it is not known, or where the
             event has just happened.
         fired: Which events happened right at the start, bool [E, B].
+        blur: How near zero the function of such an event was left, by rounding, [B].
 
     Attributes:
         which: The event that each sample ended at, int64 [B]; -1 for none.
         side: Sign of each function at the start of the step that ended the round, [E, B].
         slope: Derivative of its event function along the way, by time, [B]; 1 where there is none.
-        t: Time of a contact, or of a value that is not finite, for samples that failed, [B].
+        blur: How near zero rounding left its event function, [B].
         ends: Where each step took each sample, [B] for each step; infinite where it did not.
         n_f_evals: Evaluations of f for the interpolant and the zeros, int64 [B].
     """
 
     def __init__(
-        self, functions: EventFunctions, outputs: Tensor, side: Tensor, fired: Tensor
+        self,
+        functions: EventFunctions,
+        outputs: Tensor,
+        side: Tensor,
+        fired: Tensor,
+        blur: Tensor,
     ) -> None:
         self._functions = functions
         self._outputs = outputs
         self._fired = fired
         self._last: list[Look] = []
         self.side = side
+        self.blur = blur
         self.which = torch.full_like(fired[0], -1, dtype=torch.int64)
         self.slope = torch.ones_like(outputs[:, 0])
         self.ends: list[Tensor] = []
@@ -100,17 +109,23 @@ class FindEvent:
         """Look at a step that counts; shorten it where an event lies inside."""
         whole = extended(field, plan.tableau, step)
         self.n_f_evals += plan.tableau.further * moved
-        path = _Path(self._functions, plan, whole)
+        path = EventPath(self._functions, plan, whole)
         if not self._last:
             self._last = [path.look(j, torch.zeros_like(step.t0)) for j in range(len(self.side))]
             self.side = self._first_side()
         stuck = self._stuck(step, moved)
-        at_end = step.t1 == span.t1
-        looks = [self._search(j, path, moved, at_end) for j in range(len(self.side))]
-        found = _Found(*(torch.stack(x) for x in zip(*(f for f, _, _ in looks), strict=True)))
+        ends = [path.look(j, torch.ones_like(step.t0)) for j in range(len(self.side))]
+        quiet = self._quiet(path, ends) & ~stuck
+        if bool((quiet | ~moved).all()):
+            self._remember(moved, ends)
+            self.ends.append(torch.where(moved, step.t1, torch.inf))
+            return Seen(step, span, torch.zeros_like(self.which), step.t1)
+        at_end, loud = step.t1 == span.t1, moved & ~quiet
+        looks = [self._search(j, path, loud, at_end, end) for j, end in enumerate(ends)]
+        found = _Found(*(torch.stack(x) for x in zip(*(f for f, _ in looks), strict=True)))
         first = found.s.argmin(dim=0, keepdim=True)
         mine = _Found(*(x.gather(0, first)[0] for x in found))
-        mine = mine._replace(kind=torch.where(stuck, _GRAZE, mine.kind))
+        mine = mine._replace(kind=torch.where(stuck, _STUCK, mine.kind))
         mine = mine._replace(s=torch.where(stuck, 0.0, mine.s))
         zero = mine.kind == _ZERO
         if bool(zero.any()):
@@ -120,17 +135,28 @@ class FindEvent:
             self.which = torch.where(zero, first[0], self.which)
         on = moved & (mine.kind == _NONE)
         self.side = torch.stack(
-            [torch.where(on, new, old) for (_, new, _), old in zip(looks, self.side, strict=True)]
+            [torch.where(on, new, old) for (_, new), old in zip(looks, self.side, strict=True)]
         )
-        self._last = [
-            Look(*(torch.where(on, a, b) for a, b in zip(new, old, strict=True)))
-            for (_, _, new), old in zip(looks, self._last, strict=True)
-        ]
-        status = torch.where(mine.kind == _GRAZE, int(Status.GRAZING), 0)
-        status = torch.where(mine.kind == _BAD, int(Status.EVENT_NON_FINITE), status)
+        self._remember(on, ends)
+        status = torch.zeros_like(mine.kind)
+        for kind, means in _MEANS.items():
+            status = torch.where(mine.kind == kind, int(means), status)
         self.ends.append(torch.where(moved & (status == 0), step.t1, torch.inf))
         where = torch.lerp(step.t0, step.t1, mine.s.clamp(max=1.0).to(step.t0))
         return Seen(step, span, status, where)
+
+    def _quiet(self, path: EventPath, ends: list[Look]) -> Tensor:
+        """Samples none of whose functions comes near zero in the step, bool [B]."""
+        known = zip(self.side, self._last, ends, strict=True)
+        rows = [path.quiet(j, side, last, end) for j, (side, last, end) in enumerate(known)]
+        return torch.stack(rows).all(dim=0)
+
+    def _remember(self, rows: Tensor, ends: list[Look]) -> None:
+        """Keep how the functions of some samples look at the end of the step."""
+        self._last = [
+            Look(*(torch.where(rows, a, b) for a, b in zip(new, old, strict=True)))
+            for new, old in zip(ends, self._last, strict=True)
+        ]
 
     def _first_side(self) -> Tensor:
         """On which side of zero each function starts, [E, B].
@@ -140,31 +166,36 @@ class FindEvent:
         """
         sides: list[Tensor] = []
         for look, before, fired in zip(self._last, self.side, self._fired, strict=True):
-            clear = look.g.abs() > torch.where(fired, _AT_ZERO, 1.0) * look.noise
+            clear = look.g.abs() > torch.where(fired, self._zero_of(look), look.noise)
             known = torch.where(fired | (before == 0), torch.sign(look.slope), before)
             sides.append(torch.where(clear, torch.sign(look.g), known))
         return torch.stack(sides)
 
+    def _zero_of(self, look: Look) -> Tensor:
+        """Up to where a function counts as zero whose event has just happened, [B]."""
+        return _AT_ZERO * torch.maximum(look.noise, self.blur)
+
     def _stuck(self, step: Step, moved: Tensor) -> Tensor:
         """Samples that an event left at its zero without a way to go, bool [B]."""
+        if not bool(self._fired.any()):
+            return torch.zeros_like(moved)
         length = (step.t1 - step.t0).abs().to(step.y0.dtype)
         rows = [
-            fired
-            & (torch.maximum(look.g.abs(), look.slope.abs() * length) <= _AT_ZERO * look.noise)
-            for look, fired in zip(self._last, self._fired, strict=True)
+            fired & (torch.maximum(x.g.abs(), x.slope.abs() * length) <= self._zero_of(x))
+            for x, fired in zip(self._last, self._fired, strict=True)
         ]
         self._fired = self._fired & ~moved
         return torch.stack(rows).any(dim=0) & moved
 
     def _search(
-        self, j: int, path: _Path, moved: Tensor, at_end: Tensor
-    ) -> tuple[_Found, Tensor, Look]:
-        """What function j does first in the step, its side after it, and how it looks there."""
+        self, j: int, path: EventPath, moved: Tensor, at_end: Tensor, end: Look
+    ) -> tuple[_Found, Tensor]:
+        """What function j does first in the step, and its side after it."""
         side, left = self.side[j], self._last[j]
         found, s0 = _nothing(left.g, path.step.t0), torch.zeros_like(path.step.t0)
-        for place in _PLACES:
+        for place in PLACES:
             s1 = torch.full_like(s0, place)
-            right = path.look(j, s1)
+            right = end if place == 1.0 else path.look(j, s1)
             ahead = moved & (found.kind == _NONE)
             bad = ahead & ~torch.isfinite(left.g + right.g + right.slope)
             found = _merge(found, bad, _BAD, s1, (s0, s1), (left, right), side)
@@ -185,12 +216,12 @@ class FindEvent:
             known = right.g.abs() > right.noise
             side = torch.where((side == 0) & known, torch.sign(right.g), side)
             s0, left = s1, right
-        return found, side, left
+        return found, side
 
     def _dip(
         self,
         j: int,
-        path: _Path,
+        path: EventPath,
         found: _Found,
         dips: Tensor,
         ends: tuple[Tensor, Tensor],
@@ -245,6 +276,7 @@ class FindEvent:
             trial, look = self._try(plan, field, step, t, trying, first)
         slope = (look.slope * self._functions.direction).to(t.dtype)
         self.slope = torch.where(zero, slope, self.slope)
+        self.blur = torch.where(zero, torch.maximum(look.g.abs(), look.noise), self.blur)
         mine = mine._replace(kind=self._checked(first, zero, look, mine, step))
         zero = mine.kind == _ZERO
         column = zero.unsqueeze(1)
@@ -305,81 +337,6 @@ class FindEvent:
         turns = (bend > 0) & (look.slope.square() <= 2 * bend * look.doubt)
         kind = torch.where(zero & (flat | turns), _GRAZE, mine.kind)
         return torch.where(zero & ~torch.isfinite(look.g + look.slope), _BAD, kind)
-
-
-class _Path:
-    """Event functions along the interpolant of one step."""
-
-    def __init__(self, functions: EventFunctions, plan: Integration, step: Step) -> None:
-        self._functions = functions
-        self._q = coefficients(plan.tableau, step, len(step.k))
-        self.step = step
-
-    def look(self, j: int, s: Tensor) -> Look:
-        """Function j at fractions s of the step, [B], in time's own dtype."""
-        step, column = self.step, s.to(self.step.y0.dtype).unsqueeze(1)
-        y = torch.where(column == 1.0, step.y1, at(step.y0, self._q, column))
-        slope = self._q[-1] * len(self._q)
-        for i in range(len(self._q) - 2, -1, -1):
-            slope = self._q[i] * (i + 1) + slope * column
-        dy = slope / torch.where(step.h == 0, 1.0, step.h)
-        t = torch.where(s == 1.0, step.t1, torch.lerp(step.t0, step.t1, s))
-        return self._functions.look(j, t, y, dy)
-
-    def zero(
-        self,
-        j: int,
-        rows: Tensor,
-        side: Tensor,
-        ends: tuple[Tensor, Tensor],
-        looks: tuple[Look, Look],
-    ) -> Tensor:
-        """Where function j comes to zero from a side, as a fraction of the step, [B]."""
-        low, high = side * looks[0].g, side * looks[1].g
-        inner = rows & (low > 0) & (high < 0)
-        s = _bracketed(lambda s: side * self.look(j, s).g, inner, ends, (low, high))
-        return torch.where(low <= 0, ends[0], torch.where(high >= 0, ends[1], s))
-
-    def turn(self, j: int, rows: Tensor, side: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        """Where the slope of function j, toward zero at lo, turns away from it, [B]."""
-
-        def toward(s: Tensor) -> Tensor:
-            return -side * self.look(j, s).slope
-
-        return _bracketed(toward, rows, (lo, hi), (toward(lo), toward(hi)))
-
-
-def _bracketed(
-    function: Callable[[Tensor], Tensor],
-    rows: Tensor,
-    ends: tuple[Tensor, Tensor],
-    values: tuple[Tensor, Tensor],
-) -> Tensor:
-    """Zeros of a function that is positive at the first end and not at the second, by Ridders.
-
-    Args:
-        function: [B] -> [B].
-        rows: Where a zero is wanted, bool [B]; each sample's bits are its own.
-        ends: Both ends, [B].
-        values: The function there.
-    """
-    (lo, hi), (f_lo, f_hi) = ends, values
-    for _ in range(_MOST_HALVINGS):
-        rows = rows & (hi - lo > _CLOSE) & (f_hi != 0)
-        if not bool(rows.any()):
-            break
-        middle = (lo + hi) / 2
-        f_middle = function(torch.where(rows, middle, lo))
-        root = (f_middle.square() - f_lo * f_hi).clamp(min=0).sqrt()
-        part = torch.where(root > 0, f_middle / root, 0.0).to(lo.dtype)
-        x = torch.minimum(torch.maximum(middle + (middle - lo) * part, lo), hi)
-        f_x = function(torch.where(rows, x, lo))
-        for at_, f_at in ((middle, f_middle), (x, f_x)):
-            inside = rows & (at_ >= lo) & (at_ <= hi)
-            left, right = inside & (f_at > 0), inside & ~(f_at > 0)
-            lo, f_lo = torch.where(left, at_, lo), torch.where(left, f_at, f_lo)
-            hi, f_hi = torch.where(right, at_, hi), torch.where(right, f_at, f_hi)
-    return hi
 
 
 def _nothing(g: Tensor, t: Tensor) -> _Found:

@@ -105,6 +105,7 @@ class _Rows:
         status: `Status`, int64 [B].
         side: Sign of each event function before t, [E, B]; 0 where it is not known.
         fired: Events that happened at t, bool [E, B].
+        blur: How near zero rounding left their functions, [B].
         n_of: Number of each event, int64 [E, B].
         ended_by: Terminal event, int64 [B]; -1 for none.
         t_end: Where it ended, [B].
@@ -117,6 +118,7 @@ class _Rows:
     status: Tensor
     side: Tensor
     fired: Tensor
+    blur: Tensor
     n_of: Tensor
     ended_by: Tensor
     t_end: Tensor
@@ -141,7 +143,8 @@ class _Rows:
         t = times[:, 0]
         return cls(
             t, y0, times[:, -1].detach() != t.detach(), zeros, none.to(y0.dtype), none.bool(),
-            none, zeros - 1, times[:, -1], y0, zeros, zeros, zeros, trace=[t.detach()],
+            zeros.to(y0.dtype), none, zeros - 1, times[:, -1], y0, zeros, zeros, zeros,
+            trace=[t.detach()],
         )  # fmt: skip
 
     @property
@@ -195,7 +198,7 @@ def through_events(
     while bool(rows.going.any()):
         source = rows.source
         rows.t, rows.y = rows.t[source], rows.y[source]
-        finder = FindEvent(functions, plan.grid, rows.side, rows.fired)
+        finder = FindEvent(functions, plan.grid, rows.side, rows.fired, rows.blur)
         reached = _find(plan, flat, rows, finder)
         y = _cross(plan, flat, rows, times, reached, finder, stretch, gradient)
         _happen(functions, plan, flat, rows, finder, reached, y, gradient, max_events)
@@ -287,7 +290,7 @@ def _happen(
     """Note the events of a round, change the states, and see who has ended."""
     hit = (finder.which >= 0) & rows.going
     t = reached
-    rows.side = finder.side
+    rows.side, rows.blur = finder.side, finder.blur
     rows.fired = torch.zeros_like(rows.fired)
     y_after = y
     if bool(hit.any()):
