@@ -168,7 +168,7 @@ class _LastTime(torch.autograd.Function):
         """Hand the second gradient on, behind a refusal."""
         message = (
             "a solve whose `t` requires a gradient, or one through events, can be differentiated "
-            "twice, not a third time. Detach `t`, or differentiate something that does not depend on it."
+            "twice, not a third time. Detach `t`, or what moves the events."
         )
         (second,) = refuse(gradients, message, ctx.saved_tensors)
         return second, *(None for _ in ctx.saved_tensors)

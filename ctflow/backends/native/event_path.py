@@ -12,10 +12,10 @@ from ctflow.backends.native.interpolate import at, coefficients
 from ctflow.backends.native.loop import Integration
 from ctflow.backends.native.step import Step
 
-__all__ = ["PLACES", "EventPath", "bracketed"]
+__all__ = ["CLOSE", "PLACES", "EventPath", "bracketed"]
 
 PLACES = (0.25, 0.5, 0.75, 1.0)  # fractions of a step at which it is looked at
-_CLOSE = 1e-12  # width of a bracket, in parts of a step, from which Newton's method takes over
+CLOSE = 1e-9  # width of a bracket, in parts of a step, from which Newton's method takes over
 _MOST_HALVINGS = 60
 
 
@@ -36,13 +36,21 @@ class EventPath:
     def look(self, j: int, s: Tensor) -> Look:
         """Function j at fractions s of the step, [B], in time's own dtype."""
         step, column = self.step, s.to(self.step.y0.dtype).unsqueeze(1)
-        y = torch.where(column == 1.0, step.y1, at(step.y0, self._q, column))
         slope = self._q[-1] * len(self._q)
         for i in range(len(self._q) - 2, -1, -1):
             slope = self._q[i] * (i + 1) + slope * column
         dy = slope / torch.where(step.h == 0, 1.0, step.h)
+        return self._functions.look(j, *self._place(s), dy)
+
+    def value(self, j: int, s: Tensor) -> Tensor:
+        """Function j alone, [B]."""
+        return self._functions.value(j, *self._place(s))
+
+    def _place(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Times [B] and states [B, N]; the step's own at its end."""
+        step, column = self.step, s.to(self.step.y0.dtype).unsqueeze(1)
         t = torch.where(s == 1.0, step.t1, torch.lerp(step.t0, step.t1, s))
-        return self._functions.look(j, t, y, dy)
+        return t, torch.where(column == 1.0, step.y1, at(step.y0, self._q, column))
 
     def quiet(self, j: int, side: Tensor, left: Look, right: Look) -> Tensor:
         """Whether function j surely has no zero in the step, and no contact, bool [B].
@@ -84,7 +92,7 @@ class EventPath:
         """Where function j comes to zero from a side, as a fraction of the step, [B]."""
         low, high = side * looks[0].g, side * looks[1].g
         inner = rows & (low > 0) & (high < 0)
-        s = bracketed(lambda s: side * self.look(j, s).g, inner, ends, (low, high))
+        s = bracketed(lambda s: side * self.value(j, s), inner, ends, (low, high))
         return torch.where(low <= 0, ends[0], torch.where(high >= 0, ends[1], s))
 
     def turn(self, j: int, rows: Tensor, side: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
@@ -116,7 +124,7 @@ def bracketed(
     """
     (lo, hi), (f_lo, f_hi) = ends, values
     for _ in range(_MOST_HALVINGS):
-        rows = rows & (hi - lo > _CLOSE) & (f_hi != 0)
+        rows = rows & (hi - lo > CLOSE) & (f_hi != 0)
         if not bool(rows.any()):
             break
         middle = (lo + hi) / 2

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ctflow.backends.events import EventFunctions, Look
 from ctflow.backends.native.control import Span
-from ctflow.backends.native.event_path import PLACES, EventPath
+from ctflow.backends.native.event_path import CLOSE, PLACES, EventPath
 from ctflow.backends.native.loop import Integration, Seen
 from ctflow.backends.native.step import FlatField, Step, extended
 from ctflow.errors import InvalidProblem
@@ -73,12 +73,15 @@ class FindEvent:
             event has just happened.
         fired: Which events happened right at the start, bool [E, B].
         blur: How near zero the function of such an event was left, by rounding, [B].
+        near: Up to where each function may be from zero if its event may be one at the start too,
+            [E, B]; 0 where it is not.
 
     Attributes:
         which: The event that each sample ended at, int64 [B]; -1 for none.
         side: Sign of each function at the start of the step that ended the round, [E, B].
         slope: Derivative of its event function along the way, by time, [B]; 1 where there is none.
         blur: How near zero rounding left its event function, [B].
+        near: As above, at the end of the round.
         ends: Where each step took each sample, [B] for each step; infinite where it did not.
         n_f_evals: Evaluations of f for the interpolant and the zeros, int64 [B].
     """
@@ -90,6 +93,7 @@ class FindEvent:
         side: Tensor,
         fired: Tensor,
         blur: Tensor,
+        near: Tensor,
     ) -> None:
         self._functions = functions
         self._outputs = outputs
@@ -97,6 +101,7 @@ class FindEvent:
         self._last: list[Look] = []
         self.side = side
         self.blur = blur
+        self.near = near
         self.which = torch.full_like(fired[0], -1, dtype=torch.int64)
         self.slope = torch.ones_like(outputs[:, 0])
         self.ends: list[Tensor] = []
@@ -165,9 +170,12 @@ class FindEvent:
         come, because another one at the same time came first, on the side where it was.
         """
         sides: list[Tensor] = []
-        for look, before, fired in zip(self._last, self.side, self._fired, strict=True):
-            clear = look.g.abs() > torch.where(fired, self._zero_of(look), look.noise)
-            known = torch.where(fired | (before == 0), torch.sign(look.slope), before)
+        states = zip(self._last, self.side, self._fired, self.near, strict=True)
+        for look, before, fired, near in states:
+            limit = torch.where(fired, self._zero_of(look), torch.maximum(look.noise, near))
+            clear = look.g.abs() > limit
+            waits = (before != 0) & (near > 0) & ~fired
+            known = torch.where(waits, before, torch.sign(look.slope))
             sides.append(torch.where(clear, torch.sign(look.g), known))
         return torch.stack(sides)
 
@@ -276,6 +284,7 @@ class FindEvent:
             trial, look = self._try(plan, field, step, t, trying, first)
         slope = (look.slope * self._functions.direction).to(t.dtype)
         self.slope = torch.where(zero, slope, self.slope)
+        self.near = self._at_once(zero, first, trial, ends[1] - ends[0])
         self.blur = torch.where(zero, torch.maximum(look.g.abs(), look.noise), self.blur)
         mine = mine._replace(kind=self._checked(first, zero, look, mine, step))
         zero = mine.kind == _ZERO
@@ -289,6 +298,20 @@ class FindEvent:
             tuple(torch.where(column, a, b) for a, b in zip(trial.k, step.k, strict=True)),
             step.seen,
         ), mine
+
+    def _at_once(self, zero: Tensor, first: Tensor, trial: Step, length: Tensor) -> Tensor:
+        """How near zero the other functions are, where one may be zero at the same time, [E, B].
+
+        Which of two came first is not known within the accuracy of bracket and interpolant.
+        """
+        rows = torch.zeros_like(self.side)
+        if len(rows) > 1:
+            for j in range(len(rows)):
+                look = self._functions.look(j, trial.t1, trial.y1, trial.k[-1])
+                moved = 4 * CLOSE * look.slope.abs() * length.to(look.g.dtype)
+                near = 4 * look.doubt + moved
+                rows[j] = torch.where(zero & (first != j) & (look.g.abs() <= near), near, 0.0)
+        return rows
 
     def _try(
         self,

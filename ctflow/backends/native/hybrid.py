@@ -106,6 +106,7 @@ class _Rows:
         side: Sign of each event function before t, [E, B]; 0 where it is not known.
         fired: Events that happened at t, bool [E, B].
         blur: How near zero rounding left their functions, [B].
+        near: Up to where other functions may be from zero that may be zero at t too, [E, B].
         n_of: Number of each event, int64 [E, B].
         ended_by: Terminal event, int64 [B]; -1 for none.
         t_end: Where it ended, [B].
@@ -119,6 +120,7 @@ class _Rows:
     side: Tensor
     fired: Tensor
     blur: Tensor
+    near: Tensor
     n_of: Tensor
     ended_by: Tensor
     t_end: Tensor
@@ -143,8 +145,8 @@ class _Rows:
         t = times[:, 0]
         return cls(
             t, y0, times[:, -1].detach() != t.detach(), zeros, none.to(y0.dtype), none.bool(),
-            zeros.to(y0.dtype), none, zeros - 1, times[:, -1], y0, zeros, zeros, zeros,
-            trace=[t.detach()],
+            zeros.to(y0.dtype), none.to(y0.dtype), none, zeros - 1, times[:, -1], y0,
+            zeros, zeros, zeros, trace=[t.detach()],
         )  # fmt: skip
 
     @property
@@ -198,7 +200,7 @@ def through_events(
     while bool(rows.going.any()):
         source = rows.source
         rows.t, rows.y = rows.t[source], rows.y[source]
-        finder = FindEvent(functions, plan.grid, rows.side, rows.fired, rows.blur)
+        finder = FindEvent(functions, plan.grid, rows.side, rows.fired, rows.blur, rows.near)
         reached = _find(plan, flat, rows, finder)
         y = _cross(plan, flat, rows, times, reached, finder, stretch, gradient)
         _happen(functions, plan, flat, rows, finder, reached, y, gradient, max_events)
@@ -267,7 +269,8 @@ def _cross(
     again = plan._replace(grid=asked.detach(), control=OnSteps(ends))
     out, outcome, unfinished = stretch(again, y, asked)
     rows.unfinished.append(unfinished)
-    rows.n_f_evals = rows.n_f_evals + outcome.counts.n_f_evals.to(t.device)
+    again_evals = outcome.counts.n_f_evals.to(t.device)
+    rows.n_f_evals = rows.n_f_evals + torch.where(reached == t, 0, again_evals)
     if outcome.course is not None:
         rows.courses.append(outcome.course)
     row, k = (order < n_inside).nonzero(as_tuple=True)
@@ -290,7 +293,7 @@ def _happen(
     """Note the events of a round, change the states, and see who has ended."""
     hit = (finder.which >= 0) & rows.going
     t = reached
-    rows.side, rows.blur = finder.side, finder.blur
+    rows.side, rows.blur, rows.near = finder.side, finder.blur, finder.near
     rows.fired = torch.zeros_like(rows.fired)
     y_after = y
     if bool(hit.any()):
