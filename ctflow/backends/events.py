@@ -168,20 +168,20 @@ class EventFunctions:
         """Raise if a sample's event function depends on the other samples.
 
         Raises:
-            InvalidProblem: If that of sample 0 changes when the others become copies of it.
+            InvalidProblem: If that of the first or the last changes when all are copies of it.
         """
         if y.shape[0] == 1:
             return
         with torch.no_grad():
-            alike = y[:1].expand_as(y).contiguous()
-            for j in range(len(self)):
-                own, other = (self.value(j, t, x)[0] for x in (y, alike))
-                size = torch.maximum(own.abs(), other.abs())
-                if float((own - other).abs()) > 1e3 * torch.finfo(y.dtype).eps ** 0.75 * size:
+            for j, b in ((j, b) for j in range(len(self)) for b in (0, y.shape[0] - 1)):
+                alike = y[b : b + 1].expand_as(y).contiguous()
+                own, other = (float(self.value(j, t, x)[b]) for x in (y, alike))
+                off = 1e3 * torch.finfo(y.dtype).eps ** 0.75 * max(abs(own), abs(other))
+                if abs(own - other) > off:
                     raise InvalidProblem(
                         f"`fn` of event {j} must be a function of each sample by itself, got "
-                        f"{float(own):g} for sample 0, and {float(other):g} when the other samples "
-                        "are copies of it. Reduce over all dimensions but the first."
+                        f"{own:g} for sample {b}, and {other:g} when the other samples are copies "
+                        "of it. Reduce over all dimensions but the first."
                     )
 
 

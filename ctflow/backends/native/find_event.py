@@ -98,6 +98,7 @@ class FindEvent:
         self._functions = functions
         self._outputs = outputs
         self._fired = fired
+        self._waits = torch.zeros_like(fired)
         self._last: list[Look] = []
         self.side = side
         self.blur = blur
@@ -123,10 +124,12 @@ class FindEvent:
         quiet = self._quiet(path, ends) & ~stuck
         if bool((quiet | ~moved).all()):
             self._remember(moved, ends)
+            self._waits = self._waits & ~moved
             self.ends.append(torch.where(moved, step.t1, torch.inf))
             return Seen(step, span, torch.zeros_like(self.which), step.t1)
-        at_end, loud = step.t1 == span.t1, moved & ~quiet
-        looks = [self._search(j, path, loud, at_end, end) for j, end in enumerate(ends)]
+        loud = moved & ~quiet
+        looks = [self._search(j, path, loud, end) for j, end in enumerate(ends)]
+        self._waits = self._waits & ~moved
         found = _Found(*(torch.stack(x) for x in zip(*(f for f, _ in looks), strict=True)))
         first = found.s.argmin(dim=0, keepdim=True)
         mine = _Found(*(x.gather(0, first)[0] for x in found))
@@ -169,7 +172,7 @@ class FindEvent:
         A function that is zero there is on the side to which it goes; but if its event is still to
         come, because another one at the same time came first, on the side where it was.
         """
-        sides: list[Tensor] = []
+        sides, waiting = list[Tensor](), list[Tensor]()
         states = zip(self._last, self.side, self._fired, self.near, strict=True)
         for look, before, fired, near in states:
             limit = torch.where(fired, self._zero_of(look), torch.maximum(look.noise, near))
@@ -177,6 +180,8 @@ class FindEvent:
             waits = (before != 0) & (near > 0) & ~fired
             known = torch.where(waits, before, torch.sign(look.slope))
             sides.append(torch.where(clear, torch.sign(look.g), known))
+            waiting.append(waits & ~clear)
+        self._waits = torch.stack(waiting)
         return torch.stack(sides)
 
     def _zero_of(self, look: Look) -> Tensor:
@@ -195,9 +200,7 @@ class FindEvent:
         self._fired = self._fired & ~moved
         return torch.stack(rows).any(dim=0) & moved
 
-    def _search(
-        self, j: int, path: EventPath, moved: Tensor, at_end: Tensor, end: Look
-    ) -> tuple[_Found, Tensor]:
+    def _search(self, j: int, path: EventPath, moved: Tensor, end: Look) -> tuple[_Found, Tensor]:
         """What function j does first in the step, and its side after it."""
         side, left = self.side[j], self._last[j]
         found, s0 = _nothing(left.g, path.step.t0), torch.zeros_like(path.step.t0)
@@ -209,22 +212,42 @@ class FindEvent:
             found = _merge(found, bad, _BAD, s1, (s0, s1), (left, right), side)
             ahead = ahead & ~bad & (side != 0)
             crossed = ahead & (side * right.g < 0)
-            if place == 1.0:  # a zero at the very end is not left to the rounding of its sign
-                here = (right.g.abs() <= right.noise) & (side * right.slope < -right.noise)
-                crossed = crossed | (ahead & at_end & here)
+            # A zero at the very end is not left to the rounding of its sign.
+            here = (right.g.abs() <= right.noise) & (side * right.slope < -right.noise)
+            crossed = crossed | (ahead & here & (place == 1.0))
             dips = ahead & ~crossed & (side * left.slope < 0) & (side * right.slope >= 0)
             if bool(dips.any()):
                 found = self._dip(j, path, found, dips, (s0, s1), (left, right), side)
             wanted = crossed & self._fires(j, side)
             if bool(wanted.any()):
-                ends, looks = (s0, s1), (left, right)
-                s = path.zero(j, wanted, side, ends, looks)
-                found = _merge(found, wanted, _ZERO, s, ends, looks, side)
+                found = self._zero(j, path, found, wanted, (s0, s1), (left, right), side)
             side = torch.where(crossed & ~wanted, -side, side)
             known = right.g.abs() > right.noise
             side = torch.where((side == 0) & known, torch.sign(right.g), side)
             s0, left = s1, right
         return found, side
+
+    def _zero(
+        self,
+        j: int,
+        path: EventPath,
+        found: _Found,
+        wanted: Tensor,
+        ends: tuple[Tensor, Tensor],
+        looks: tuple[Look, Look],
+        side: Tensor,
+    ) -> _Found:
+        """Where function j changes its sign; a zero at the start is left before it is come to."""
+        left, right = looks
+        back = wanted & (side * left.g <= 0) & ~self._waits[j]
+        if bool(back.any()):
+            turn = torch.where(back, path.turn(j, back, -side, *ends), ends[0])
+            left = path.look(j, turn)
+            ends, looks = (turn, ends[1]), (left, right)
+        s = path.zero(j, wanted, side, ends, looks)
+        nowhere = back & (side * left.g <= left.noise)
+        found = _merge(found, wanted & ~nowhere, _ZERO, s, ends, looks, side)
+        return _merge(found, nowhere, _GRAZE, s, ends, looks, side)
 
     def _dip(
         self,

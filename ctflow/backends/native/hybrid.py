@@ -254,6 +254,7 @@ def _cross(
             with torch.no_grad():
                 f = after(t.to(y.dtype), y)
         y = shift(after, rows.t, y, -1.0, f, gradient)
+        rows.n_f_evals = rows.n_f_evals + (reached != t)
     if bool((reached == t).all()):
         return y
     direction = plan.span.direction.unsqueeze(1)
@@ -301,6 +302,7 @@ def _happen(
         source = torch.where(hit, own, hit.nonzero()[0, 0])
         which = finder.which[source]
         t, y = _timed(functions, plan, flat, finder, (hit, source, which), reached, y, gradient)
+        rows.n_f_evals = rows.n_f_evals + hit * (t.requires_grad * (1 + (gradient == "direct")))
         numbers = torch.arange(len(functions), device=hit.device).unsqueeze(1)
         rows.fired = hit & (finder.which == numbers)
         y_after = _changed(functions, rows.fired, t, y)
