@@ -69,18 +69,18 @@ def test_states_at_events_are_right_with_their_gradients(gradient: Any) -> None:
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_neurons_fire_when_they_should_each_in_its_own_time(gradient: Any) -> None:  # noqa: ANN401
-    """Per sample: 2, 3, 1 and no events, padded; gradients of both functions' parameters too."""
+    """Per sample: 2, 4, 1 and no events, padded; gradients of both functions' parameters too."""
     known = Neuron(leaf(1.5, 2.0, 1.2, 0.9), leaf(1.3), leaf(1.0), leaf(-0.2))
     solver = Solver(coupling="per_sample", gradient=gradient, rtol=1e-10, atol=1e-11)
     y0 = torch.zeros(4, 1, dtype=FLOAT)
     found = odeint_event(known, y0, [0.0, 4.0], known.fire(), solver=solver)
-    exact = known.times(3)
-    assert found.counts.tolist() == [2, 3, 1, 0]
+    exact = known.times(4)
+    assert found.counts.tolist() == [2, 4, 1, 0]
     assert torch.equal(found.mask, exact <= 4.0)
     assert torch.equal(found.t.isnan(), ~found.mask)
     assert torch.equal(found.which, torch.where(found.mask, 0, -1))
     check_close(found.t[found.mask], exact[found.mask], rtol=0.0, atol=1e-9)
-    weights = torch.linspace(0.5, 2.0, 6, dtype=FLOAT)
+    weights = torch.linspace(0.5, 2.0, 7, dtype=FLOAT)
     ours, theirs = (
         torch.autograd.grad((weights * t[found.mask]).sum(), parameters(known))
         for t in (found.t, exact)

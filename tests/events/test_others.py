@@ -79,3 +79,20 @@ def test_torchdiffeq_ends_where_it_starts_if_the_function_is_zero_there() -> Non
         odeint_interface=torchdiffeq.odeint,
     )  # fmt: skip
     assert float(theirs) < 1e-6
+
+
+def test_scipy_counts_the_start_and_passes_over_what_does_not_change_a_sign() -> None:
+    """A zero at the start, two zeros inside a step, a contact: what docs/events.md says of it."""
+    integrate = pytest.importorskip("scipy.integrate")
+    fall = integrate.solve_ivp(
+        lambda t, y: [y[1], -9.81], (0, 1), [0.0, 2.0], events=lambda t, y: y[0]
+    )
+    assert fall.t_events[0][0] == 0
+    assert len(fall.t_events[0]) == 2
+    pair = lambda t, y: (y[0] - 5) * (y[0] - 5.01)  # noqa: E731
+    straight = integrate.solve_ivp(lambda t, y: [1.0], (0, 10), [0.0], events=pair)
+    assert len(straight.t_events[0]) == 0
+    touch = integrate.solve_ivp(
+        lambda t, y: [y[1], -y[0]], (0, 3), [0.0, 1.0], events=lambda t, y: y[0] - 1, rtol=1e-9
+    )
+    assert len(touch.t_events[0]) == 0

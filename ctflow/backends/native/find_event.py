@@ -97,7 +97,7 @@ class FindEvent:
     ) -> None:
         self._functions = functions
         self._outputs = outputs
-        self._fired = fired
+        self._began = self._fired = fired
         self._waits = torch.zeros_like(fired)
         self._last: list[Look] = []
         self.side = side
@@ -237,7 +237,10 @@ class FindEvent:
         looks: tuple[Look, Look],
         side: Tensor,
     ) -> _Found:
-        """Where function j changes its sign; a zero at the start is left before it is come to."""
+        """Where function j changes its sign; a zero at the start is left before it is come to.
+
+        If it is left by no more than rounding, it is not left.
+        """
         left, right = looks
         back = wanted & (side * left.g <= 0) & ~self._waits[j]
         if bool(back.any()):
@@ -247,7 +250,9 @@ class FindEvent:
         s = path.zero(j, wanted, side, ends, looks)
         nowhere = back & (side * left.g <= left.noise)
         found = _merge(found, wanted & ~nowhere, _ZERO, s, ends, looks, side)
-        return _merge(found, nowhere, _GRAZE, s, ends, looks, side)
+        happened = nowhere & self._began[j]
+        found = _merge(found, happened, _STUCK, s, ends, looks, side)
+        return _merge(found, nowhere & ~happened, _GRAZE, s, ends, looks, side)
 
     def _dip(
         self,
