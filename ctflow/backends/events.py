@@ -75,7 +75,8 @@ class EventFunctions:
             "Use out-of-place operations."
         )
         try:
-            g = self.events[j].fn(layout.time(t.to(y.dtype)), layout.unpack(y), *self._more)
+            with torch.autocast(layout.device.type, enabled=False):  # it would round the sign
+                g = self.events[j].fn(layout.time(t.to(y.dtype)), layout.unpack(y), *self._more)
         except RuntimeError as error:
             if _IN_PLACE in str(error):
                 raise InvalidProblem(changed) from error
@@ -94,8 +95,7 @@ class EventFunctions:
                 f"`fn` of event {j} must return {what}, of shape {list(wanted)}, got "
                 f"{list(g.shape)}. {_reshape(layout.per_sample)}"
             )
-        lowered = torch.is_autocast_enabled(layout.device.type) and g.is_floating_point()
-        if g.dtype != layout.real_dtype and not lowered:
+        if g.dtype != layout.real_dtype:
             raise InvalidProblem(
                 f"`fn` of event {j} must return {layout.real_dtype}, got {g.dtype}. "
                 "Compute it in the real dtype of `y`."
@@ -105,21 +105,22 @@ class EventFunctions:
                 f"`fn` of event {j} must return a tensor on {layout.device}, got {g.device}. "
                 "Move its parameters there."
             )
-        return g.to(layout.real_dtype).reshape(layout.batch)
+        return g.reshape(layout.batch)
 
     def look(self, j: int, t: Tensor, y: Tensor, dy: Tensor) -> Look:
         """Event function j and its derivative where the solution has the slope dy, [B, N]."""
         rtol, atol = self._tolerances
+        of_time = torch.finfo(t.dtype).eps
         with torch.enable_grad():
             t, y = t.detach().to(y.dtype).requires_grad_(), y.detach().requires_grad_()
             g = self.value(j, t, y)
             g_t, g_y = self._derivatives(j, g, t, y)
         g, t, y = g.detach(), t.detach(), y.detach()
-        rounding = _ROUNDING * torch.finfo(y.dtype).eps
         slope = (g_y * dy).sum(dim=1) + g_t
-        of_y, of_t = (g_y * y).abs().sum(dim=1), (g_t.abs() + slope.abs()) * t.abs()
+        of_y = (g_y * y).abs().sum(dim=1)
+        noise = torch.finfo(y.dtype).eps * (of_y + (g_t * t).abs() + g.abs())
+        noise = _ROUNDING * (noise + of_time * (slope * t).abs())
         doubt = rtol * of_y + atol * g_y.abs().sum(dim=1)
-        noise = rounding * (of_y + of_t + g.abs())
         return Look(g, slope * self.direction, noise, torch.maximum(doubt, noise))
 
     def _derivatives(self, j: int, g: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

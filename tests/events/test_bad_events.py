@@ -136,6 +136,26 @@ def test_local_errors_through_events_are_refused() -> None:
         solve(problem)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(dtype: torch.dtype) -> None:
+    """Its rounding would hide whether a sign changes."""
+    with pytest.raises(Unsupported, match="half precision"):
+        odeint_event(oscillator, Y0.to(dtype), [0.0, 2.0], Event(lambda t, y: y[0]))
+
+
+def test_autocast_does_not_round_an_event_function() -> None:
+    """The same time to the bit, and a gradient of its parameters."""
+    weight = torch.tensor([[0.3, 1.1]], requires_grad=True)
+    event = Event(lambda t, y: (weight @ y)[0])
+    y0 = torch.tensor([1.0, 0.0])
+    plain = odeint_event(oscillator, y0, [0.0, 4.0], event)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = odeint_event(oscillator, y0, [0.0, 4.0], event)
+    assert torch.equal(plain.t, lowered.t)
+    pair = (torch.autograd.grad(x.t.sum(), weight)[0] for x in (plain, lowered))
+    torch.testing.assert_close(*pair)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, on loading
 def test_function_transforms_and_forward_mode_are_refused() -> None:
     """The place of an event is found with plain derivatives."""

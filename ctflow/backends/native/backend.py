@@ -30,7 +30,7 @@ from ctflow.dense import DenseSolution
 from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, GradientReport, Resolved, Solution, Stats
-from ctflow.state import Layout
+from ctflow.state import Layout, leaves_of
 
 __all__ = ["NativeBackend", "adaptive_or_fixed", "backward_control", "counted"]
 
@@ -94,6 +94,8 @@ class NativeBackend:
                 "the adjoint follows the exact solution, which has no `local_error`; take "
                 "gradient='checkpointed'"
             )
+        if problem.event is not None and leaves_of(problem.y0)[0].dtype.itemsize < 4:
+            reasons.append("it finds no events in half precision, whose rounding hides their sign")
         if problem.local_error and problem.event is not None:
             reasons.append("it sums no `local_error` through events")
         return reasons

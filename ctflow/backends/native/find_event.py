@@ -299,7 +299,7 @@ class FindEvent:
         t = torch.lerp(step.t0, step.t1, torch.where(zero, mine.s, 0.0))
         t = torch.where(mine.s == 1.0, step.t1, t)
         ends = torch.minimum(step.t0, step.t1), torch.maximum(step.t0, step.t1)
-        small = torch.maximum(t.abs(), ends[1] - ends[0]) * (4 * torch.finfo(t.dtype).eps)
+        small = torch.maximum(t.abs(), ends[1] - ends[0]) * (4 * torch.finfo(step.y0.dtype).eps)
         trying = zero
         trial, look = self._try(plan, field, step, t, trying, first)
         for _ in range(_MOST_NEWTON):
