@@ -29,7 +29,7 @@ from ctflow.cli import main as command_line
 
 TRUE = {"gravity": 9.81, "restitution": 0.8, "floor": 0.1}
 GUESS = {"gravity": 6.0, "restitution": 0.6, "floor": 0.0}
-LATEST = 20.0  # no ball of any guess on the way is in the air as long
+LATEST = 200.0  # no ball of any guess on the way bounces as long
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,30 @@ PRESETS = {
 
 
 class Ball(nn.Module):
-    """Free fall with bounces; its three numbers are parameters."""
+    """Free fall with bounces; its three numbers are parameters.
+
+    Gravity by its logarithm and restitution by its logit, so that every guess is a ball.
+    """
 
     def __init__(self, values: dict[str, float]) -> None:
         """Begin with these."""
         super().__init__()
-        self.gravity, self.restitution, self.floor = (
-            nn.Parameter(torch.tensor(values[name], dtype=torch.float64)) for name in TRUE
+        gravity, restitution, floor = (
+            torch.tensor(values[name], dtype=torch.float64) for name in TRUE
         )
+        self.log_gravity = nn.Parameter(gravity.log())
+        self.logit_restitution = nn.Parameter(restitution.logit())
+        self.floor = nn.Parameter(floor)
+
+    @property
+    def gravity(self) -> Tensor:
+        """Metres per second squared."""
+        return self.log_gravity.exp()
+
+    @property
+    def restitution(self) -> Tensor:
+        """Speed behind a bounce over speed before."""
+        return self.logit_restitution.sigmoid()
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002 - autonomous
         """Slope of height and speed, [B, 2]."""
@@ -83,7 +99,7 @@ class Ball(nn.Module):
 
     def values(self) -> dict[str, float]:
         """Its numbers."""
-        return {name: float(value.detach()) for name, value in self.named_parameters()}
+        return {name: float(getattr(self, name).detach()) for name in TRUE}
 
 
 def main(config: Config) -> dict[str, object]:
@@ -162,15 +178,15 @@ def fitted(
     way: list[dict[str, float]] = []
     optimiser = torch.optim.LBFGS(
         ball.parameters(), max_iter=config.steps, line_search_fn="strong_wolfe",
-        tolerance_grad=1e-10, tolerance_change=1e-14,
+        tolerance_grad=1e-9, tolerance_change=1e-12,
     )  # fmt: skip
 
     def evaluated() -> Tensor:
         optimiser.zero_grad()
-        loss = (times(ball, start, config) - measured).square().sum() / config.noise**2
+        loss = (times(ball, start, config) - measured).square().mean()
         loss.backward()
         way.append(ball.values())
-        show(f"evaluation {len(way)}: loss {loss.item():.6g}")
+        show(f"evaluation {len(way)}: loss {loss.item():.3e} s^2")
         return loss
 
     optimiser.step(evaluated)
