@@ -88,6 +88,26 @@ def test_events_at_the_same_time_both_happen_one_after_the_other() -> None:
     check_close(found.y_end, exact, rtol=0.0, atol=1e-12)
 
 
+def test_samples_of_a_batch_have_their_corners_at_their_own_times() -> None:
+    """What one sample does in a round leaves the others' events at the same time alone."""
+    f = lambda t, y: torch.cat([y[:, 2:], 0 * y[:, 2:]], dim=1)  # noqa: E731
+    walls = [
+        Event(lambda t, y, i=i: y[:, i], terminal=False,
+              change=lambda t, y, i=i: torch.where(torch.arange(4) == 2 + i, -y, y))
+        for i in (0, 1)
+    ]  # fmt: skip
+    place = torch.tensor([1.0, 2.0, 1.5], dtype=FLOAT).unsqueeze(1).expand(-1, 2)
+    y0 = torch.cat([place, -torch.ones(3, 2, dtype=FLOAT)], dim=1)
+    for method in ("dopri5", "rk4"):
+        step = 0.3 if method == "rk4" else None
+        solver = Solver(method=method, step=step, coupling="per_sample")
+        found = odeint_event(f, y0, [0.0, 4.0], walls, solver=solver)
+        assert found.which.tolist() == [[0, 1]] * 3
+        check_close(found.t, place, rtol=0.0, atol=1e-12)
+        exact = torch.cat([4 - place, torch.ones(3, 2, dtype=FLOAT)], dim=1)
+        check_close(found.y_end, exact, rtol=0.0, atol=1e-12)
+
+
 def test_an_event_of_time_alone_needs_no_state() -> None:
     """A clock; and the n-th event ends the solve."""
     clock = Event(lambda t, y: torch.sin(math.pi * t), terminal=3)

@@ -12,14 +12,22 @@ Source:
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from ctflow.backends.events import EventFunctions, Look
 from ctflow.backends.native.control import Span
-from ctflow.backends.native.event_path import CLOSE, PLACES, EventPath
+from ctflow.backends.native.event_path import CLOSE, EventPath
+from ctflow.backends.native.event_search import (
+    BAD,
+    GRAZE,
+    NONE,
+    STUCK,
+    ZERO,
+    Found,
+    Known,
+    search,
+)
 from ctflow.backends.native.loop import Integration, Seen
 from ctflow.backends.native.step import FlatField, Step, extended
 from ctflow.errors import InvalidProblem
@@ -30,37 +38,14 @@ __all__ = ["FindEvent"]
 _MOST_NEWTON = 8
 _SAME = 16.0  # units in the last place between times that are the same
 _JUMP = 1e-3  # part of the change over a bracket that a continuous function does not keep at a zero
-_AT_ZERO = (
-    16.0  # times the rounding at a zero: up to there a function is still zero behind its event
-)
+_AT_ZERO = 16.0  # roundings up to which a function is still zero behind its event
 _FLAT = 1e-6  # part of the mean slope over a bracket below which a zero has no slope
 
-_NONE, _ZERO, _GRAZE, _BAD, _STUCK = range(5)
 _MEANS = {
-    _GRAZE: Status.GRAZING,
-    _BAD: Status.EVENT_NON_FINITE,
-    _STUCK: Status.TOO_MANY_EVENTS,
+    GRAZE: Status.GRAZING,
+    BAD: Status.EVENT_NON_FINITE,
+    STUCK: Status.TOO_MANY_EVENTS,
 }
-
-
-class _Found(NamedTuple):
-    """What one event function does first in a step: everything [B].
-
-    Attributes:
-        kind: Nothing, a zero, a contact, a value that is not finite, or no way from an event.
-        s: Where, as a fraction of the step; infinite for nothing.
-        change: Sum of |g| at both ends of its bracket.
-        width: Width of the bracket.
-        steepest: Largest |slope| at the ends of the bracket.
-        bend: Difference of the slopes at the ends, positive where g turns back from zero.
-    """
-
-    kind: Tensor
-    s: Tensor
-    change: Tensor
-    width: Tensor
-    steepest: Tensor
-    bend: Tensor
 
 
 class FindEvent:
@@ -128,20 +113,20 @@ class FindEvent:
             self.ends.append(torch.where(moved, step.t1, torch.inf))
             return Seen(step, span, torch.zeros_like(self.which), step.t1)
         loud = moved & ~quiet
-        looks = [self._search(j, path, loud, end) for j, end in enumerate(ends)]
+        looks = [search(self._known(j), path, loud, end) for j, end in enumerate(ends)]
         self._waits = self._waits & ~moved
-        found = _Found(*(torch.stack(x) for x in zip(*(f for f, _ in looks), strict=True)))
+        found = Found(*(torch.stack(x) for x in zip(*(f for f, _ in looks), strict=True)))
         first = found.s.argmin(dim=0, keepdim=True)
-        mine = _Found(*(x.gather(0, first)[0] for x in found))
-        mine = mine._replace(kind=torch.where(stuck, _STUCK, mine.kind))
+        mine = Found(*(x.gather(0, first)[0] for x in found))
+        mine = mine._replace(kind=torch.where(stuck, STUCK, mine.kind))
         mine = mine._replace(s=torch.where(stuck, 0.0, mine.s))
-        zero = mine.kind == _ZERO
+        zero = mine.kind == ZERO
         if bool(zero.any()):
             step, mine = self._solve(plan, field, step, zero, first[0], mine)
-            zero = mine.kind == _ZERO
+            zero = mine.kind == ZERO
             span = span._replace(t1=torch.where(zero, step.t1, span.t1))
             self.which = torch.where(zero, first[0], self.which)
-        on = moved & (mine.kind == _NONE)
+        on = moved & (mine.kind == NONE)
         self.side = torch.stack(
             [torch.where(on, new, old) for (_, new), old in zip(looks, self.side, strict=True)]
         )
@@ -152,6 +137,12 @@ class FindEvent:
         self.ends.append(torch.where(moved & (status == 0), step.t1, torch.inf))
         where = torch.lerp(step.t0, step.t1, mine.s.clamp(max=1.0).to(step.t0))
         return Seen(step, span, status, where)
+
+    def _known(self, j: int) -> Known:
+        """What is known of function j at the start of the step."""
+        direction = self._functions.events[j].direction
+        state = self.side[j], self._last[j], self._waits[j], self._began[j]
+        return Known(j, direction, *state)
 
     def _quiet(self, path: EventPath, ends: list[Look]) -> Tensor:
         """Samples none of whose functions comes near zero in the step, bool [B]."""
@@ -200,92 +191,6 @@ class FindEvent:
         self._fired = self._fired & ~moved
         return torch.stack(rows).any(dim=0) & moved
 
-    def _search(self, j: int, path: EventPath, moved: Tensor, end: Look) -> tuple[_Found, Tensor]:
-        """What function j does first in the step, and its side after it."""
-        side, left = self.side[j], self._last[j]
-        found, s0 = _nothing(left.g, path.step.t0), torch.zeros_like(path.step.t0)
-        for place in PLACES:
-            s1 = torch.full_like(s0, place)
-            right = end if place == 1.0 else path.look(j, s1)
-            ahead = moved & (found.kind == _NONE)
-            bad = ahead & ~torch.isfinite(left.g + right.g + right.slope)
-            found = _merge(found, bad, _BAD, s1, (s0, s1), (left, right), side)
-            ahead = ahead & ~bad & (side != 0)
-            crossed = ahead & (side * right.g < 0)
-            # A zero at the very end is not left to the rounding of its sign.
-            here = (right.g.abs() <= right.noise) & (side * right.slope < -right.noise)
-            crossed = crossed | (ahead & here & (place == 1.0))
-            dips = ahead & ~crossed & (side * left.slope < 0) & (side * right.slope >= 0)
-            if bool(dips.any()):
-                found = self._dip(j, path, found, dips, (s0, s1), (left, right), side)
-            wanted = crossed & self._fires(j, side)
-            if bool(wanted.any()):
-                found = self._zero(j, path, found, wanted, (s0, s1), (left, right), side)
-            side = torch.where(crossed & ~wanted, -side, side)
-            known = right.g.abs() > right.noise
-            side = torch.where((side == 0) & known, torch.sign(right.g), side)
-            s0, left = s1, right
-        return found, side
-
-    def _zero(
-        self,
-        j: int,
-        path: EventPath,
-        found: _Found,
-        wanted: Tensor,
-        ends: tuple[Tensor, Tensor],
-        looks: tuple[Look, Look],
-        side: Tensor,
-    ) -> _Found:
-        """Where function j changes its sign; a zero at the start is left before it is come to.
-
-        If it is left by no more than rounding, it is not left.
-        """
-        left, right = looks
-        back = wanted & (side * left.g <= 0) & ~self._waits[j]
-        if bool(back.any()):
-            turn = torch.where(back, path.turn(j, back, -side, *ends), ends[0])
-            left = path.look(j, turn)
-            ends, looks = (turn, ends[1]), (left, right)
-        s = path.zero(j, wanted, side, ends, looks)
-        nowhere = back & (side * left.g <= left.noise)
-        found = _merge(found, wanted & ~nowhere, _ZERO, s, ends, looks, side)
-        happened = nowhere & self._began[j]
-        found = _merge(found, happened, _STUCK, s, ends, looks, side)
-        return _merge(found, nowhere & ~happened, _GRAZE, s, ends, looks, side)
-
-    def _dip(
-        self,
-        j: int,
-        path: EventPath,
-        found: _Found,
-        dips: Tensor,
-        ends: tuple[Tensor, Tensor],
-        looks: tuple[Look, Look],
-        side: Tensor,
-    ) -> _Found:
-        """Where function j turns back on its way to zero: two zeros, a contact, or neither."""
-        s = path.turn(j, dips, side, *ends)
-        turn = path.look(j, s)
-        touches = dips & (turn.g.abs() <= turn.doubt)
-        found = _merge(found, touches, _GRAZE, s, ends, looks, side)
-        through = dips & ~touches & (side * turn.g < 0)
-        if bool(through.any()):
-            left, right = looks
-            into = self._fires(j, side)
-            lo, hi = torch.where(into, ends[0], s), torch.where(into, s, ends[1])
-            near = Look(*(torch.where(into, a, b) for a, b in zip(left, turn, strict=True)))
-            far = Look(*(torch.where(into, a, b) for a, b in zip(turn, right, strict=True)))
-            own = torch.where(into, side, -side)
-            zero = path.zero(j, through, own, (lo, hi), (near, far))
-            found = _merge(found, through, _ZERO, zero, (lo, hi), (near, far), own)
-        return found
-
-    def _fires(self, j: int, side: Tensor) -> Tensor:
-        """Whether a zero of function j counts that it comes to from this side, bool [B]."""
-        direction = self._functions.events[j].direction
-        return torch.ones_like(side, dtype=torch.bool) if direction == 0 else side == -direction
-
     def _solve(
         self,
         plan: Integration,
@@ -293,8 +198,8 @@ class FindEvent:
         step: Step,
         zero: Tensor,
         first: Tensor,
-        mine: _Found,
-    ) -> tuple[Step, _Found]:
+        mine: Found,
+    ) -> tuple[Step, Found]:
         """The step taken again so that it ends where its event function is zero."""
         t = torch.lerp(step.t0, step.t1, torch.where(zero, mine.s, 0.0))
         t = torch.where(mine.s == 1.0, step.t1, t)
@@ -312,10 +217,11 @@ class FindEvent:
             trial, look = self._try(plan, field, step, t, trying, first)
         slope = (look.slope * self._functions.direction).to(t.dtype)
         self.slope = torch.where(zero, slope, self.slope)
-        self.near = self._at_once(zero, first, trial, ends[1] - ends[0])
+        near = self._at_once(zero, first, trial, ends[1] - ends[0])
+        self.near = torch.where(zero, near, self.near)
         self.blur = torch.where(zero, torch.maximum(look.g.abs(), look.noise), self.blur)
         mine = mine._replace(kind=self._checked(first, zero, look, mine, step))
-        zero = mine.kind == _ZERO
+        zero = mine.kind == ZERO
         column = zero.unsqueeze(1)
         return Step(
             step.t0,
@@ -367,7 +273,7 @@ class FindEvent:
         assert look is not None
         return trial, look
 
-    def _checked(self, first: Tensor, zero: Tensor, look: Look, mine: _Found, step: Step) -> Tensor:
+    def _checked(self, first: Tensor, zero: Tensor, look: Look, mine: Found, step: Step) -> Tensor:
         """The kind of each sample's find, now that its zero is known; a jump is refused."""
         jumps = zero & (look.g.abs() > _JUMP * mine.change + 64 * look.noise)
         length = (mine.width * (step.t1 - step.t0).abs()).to(look.g.dtype)
@@ -386,33 +292,5 @@ class FindEvent:
                 )
         bend = mine.bend / length
         turns = (bend > 0) & (look.slope.square() <= 2 * bend * look.doubt)
-        kind = torch.where(zero & (flat | turns), _GRAZE, mine.kind)
-        return torch.where(zero & ~torch.isfinite(look.g + look.slope), _BAD, kind)
-
-
-def _nothing(g: Tensor, t: Tensor) -> _Found:
-    """Nothing found in any sample; values have the dtype of g, places that of t."""
-    none, far = torch.zeros_like(g), torch.full_like(t, torch.inf)
-    return _Found(torch.zeros_like(g, dtype=torch.int64), far, none, far, none, none)
-
-
-def _merge(
-    found: _Found,
-    rows: Tensor,
-    kind: int,
-    s: Tensor,
-    ends: tuple[Tensor, Tensor],
-    looks: tuple[Look, Look],
-    side: Tensor,
-) -> _Found:
-    """What was found, with a find of some samples."""
-    left, right = looks
-    new = _Found(
-        torch.full_like(found.kind, kind),
-        s.to(found.s.dtype),
-        left.g.abs() + right.g.abs(),
-        (ends[1] - ends[0]).to(found.s.dtype),
-        torch.maximum(left.slope.abs(), right.slope.abs()),
-        side * (right.slope - left.slope),
-    )
-    return _Found(*(torch.where(rows, a, b) for a, b in zip(new, found, strict=True)))
+        kind = torch.where(zero & (flat | turns), GRAZE, mine.kind)
+        return torch.where(zero & ~torch.isfinite(look.g + look.slope), BAD, kind)
