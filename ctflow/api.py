@@ -194,8 +194,8 @@ def odeint_event(
         SolveFailed: If any sample failed; grazing contact and too many events are failures.
 
     Cost:
-        Each step twice, four evaluations of each event function with its derivative at each step,
-        and some steps more at each event.
+        Each step twice; at each step four evaluations of each event function and one derivative of
+        it; some steps more at each event.
 
     Source:
         Chen, Amos, Nickel 2021 (arXiv 2011.03902).
