@@ -48,6 +48,22 @@ def test_scipy_bounces_at_the_same_times_started_anew_at_each() -> None:
         assert float(found.t[n]) == pytest.approx(t, abs=1e-9)
 
 
+def test_torchdiffeq_bounces_at_the_same_times_started_anew_at_each() -> None:
+    """Likewise; a little above the floor, for it would end where its function begins at zero."""
+    torchdiffeq = pytest.importorskip("torchdiffeq")
+    known = Ball(*(torch.tensor(x, dtype=FLOAT) for x in (1.3, 9.81, 0.8, 0.0)))
+    found = odeint_event(known, known.y0, [0.0, 9.0], known.bounce(3), **TIGHT)
+    t, y = torch.zeros((), dtype=FLOAT), known.y0
+    fall = lambda t, y: torch.stack([y[1], -9.81 + 0 * y[1]])  # noqa: E731
+    for n in range(3):
+        t, states = torchdiffeq.odeint_event(
+            fall, y, t, event_fn=lambda t, y: y[0] + 1e-9,
+            odeint_interface=torchdiffeq.odeint, rtol=1e-10, atol=1e-12,
+        )  # fmt: skip
+        y = states[-1] * torch.tensor([0.0, -0.8], dtype=FLOAT)
+        check_close(found.t[n], t, rtol=0.0, atol=1e-8)
+
+
 def test_torchdiffeq_finds_the_same_time_but_no_gradient_of_the_event_function() -> None:
     """Ours has it: dt/dlevel of y = exp(-t) at the level is -1 / level."""
     torchdiffeq = pytest.importorskip("torchdiffeq")
