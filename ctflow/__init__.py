@@ -1,6 +1,6 @@
 """ctflow: neural differential equations in PyTorch, with solvers that swap by one argument."""
 
-from ctflow.api import compile_ahead, odeint, odeint_dense, solve
+from ctflow.api import compile_ahead, odeint, odeint_dense, odeint_event, solve
 from ctflow.api_sde import sdeint, solve_sde
 from ctflow.backends.protocol import Controller, Solver, Tolerances
 from ctflow.dense import DenseSolution
@@ -11,6 +11,7 @@ from ctflow.errors import (
     SolveFailed,
     Unsupported,
 )
+from ctflow.event import Event, EventRecord
 from ctflow.problem import ODEProblem
 from ctflow.sde import SDEProblem
 from ctflow.solution import Solution, Stats, Status
@@ -20,6 +21,8 @@ __all__ = [
     "Controller",
     "CtflowError",
     "DenseSolution",
+    "Event",
+    "EventRecord",
     "InvalidProblem",
     "ODEProblem",
     "SDEProblem",
@@ -33,6 +36,7 @@ __all__ = [
     "compile_ahead",
     "odeint",
     "odeint_dense",
+    "odeint_event",
     "sdeint",
     "solve",
     "solve_sde",

@@ -15,11 +15,12 @@ from ctflow.backends.cost import split_cost, with_cost
 from ctflow.backends.protocol import Backend, Gradient, Solver, check, resolve
 from ctflow.dense import DenseSolution
 from ctflow.errors import CtflowError, InvalidProblem, Unsupported
+from ctflow.event import Event, EventRecord
 from ctflow.problem import ODEProblem
 from ctflow.solution import Solution, raise_if_failed
 from ctflow.state import State, leaves_of, map_leaves
 
-__all__ = ["as_solver", "compile_ahead", "odeint", "odeint_dense", "solve"]
+__all__ = ["as_solver", "compile_ahead", "odeint", "odeint_dense", "odeint_event", "solve"]
 
 S = TypeVar("S", bound="State")
 
@@ -38,6 +39,7 @@ def odeint(
     args: Any = None,  # noqa: ANN401 - handed to f as it is
     params: Iterable[Tensor] | None = None,
     jump_t: Tensor | Sequence[float] | None = None,
+    event: Event | Sequence[Event] | None = None,
 ) -> S:
     """Integrate  dy/dt = f(t, y)  from y0 at t[0] and return the state at every t.
 
@@ -55,6 +57,8 @@ def odeint(
         args: Third argument of `f`; gradients reach its tensors.
         params: Tensors wanted a gradient for that ctflow could not find by itself.
         jump_t: Times at which `f` is discontinuous; see `ODEProblem`.
+        event: Events on the way, which may change the state or end the solve; see `ODEProblem`.
+            `odeint_event` returns their times.
 
     Returns:
         The structure of `y0`, each leaf [T, *shape]; entry 0 is `y0`. Differentiable with respect
@@ -73,7 +77,7 @@ def odeint(
         torch.Size([2, 2])
     """
     # ODEProblem turns numbers and iterables into tensors and tuples.
-    problem = ODEProblem(f, y0, t, params, args, jump_t=jump_t)  # pyright: ignore[reportArgumentType]
+    problem = ODEProblem(f, y0, t, params, args, jump_t=jump_t, event=event)  # pyright: ignore[reportArgumentType]
     settings = _settings(
         solver, backend=backend, method=method, rtol=rtol, atol=atol, gradient=gradient
     )
@@ -142,6 +146,85 @@ def odeint_dense(
             "Use backend='native'."
         )
     return dense
+
+
+def odeint_event(
+    f: Any,  # noqa: ANN401 - any callable; ODEProblem checks it
+    y0: State,
+    t: Tensor | Sequence[float],
+    event: Event | Sequence[Event],
+    *,
+    backend: str | Backend | None = None,
+    method: str | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    gradient: Gradient | None = None,
+    solver: Solver | str | None = None,
+    args: Any = None,  # noqa: ANN401 - handed to f as it is
+    params: Iterable[Tensor] | None = None,
+    jump_t: Tensor | Sequence[float] | None = None,
+) -> EventRecord:
+    """Integrate  dy/dt = f(t, y)  from y0 at t[0] through events, to t[-1] or a terminal one.
+
+    Args:
+        f: The dynamics, `f(t, y)`, or `f(t, y, args)` where `args` is given.
+        y0: Initial state at `t[0]`: a tensor, or tensors in tuples, lists and dicts.
+        t: Start and the latest end, [2]; or [B, 2], a row for each sample; either direction.
+        event: An `Event`, or several in a list.
+        backend: Who solves; a backend without events refuses.
+        method: "dopri5" and the like.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance, in units of `y`.
+        gradient: "direct", "checkpointed" or "adjoint".
+        solver: A `Solver`, or a backend's name; the keywords above replace its fields.
+        args: Third argument of `f` and of the events' functions; gradients reach its tensors.
+        params: Tensors wanted a gradient for that `f` uses and ctflow could not find by itself.
+        jump_t: Times at which `f` is discontinuous; see `ODEProblem`.
+
+    Returns:
+        Every event in order, and where each sample ended. Where the terminal event was not reached,
+        `ended_by` is -1 and the end is the last time. Times and states are differentiable with
+        respect to `y0`, `t`, `args`, `params`, and whatever `f`, the event functions and the
+        changes reach. `solve` with `ODEProblem(event=...)` has the states at output times beside.
+
+    Raises:
+        InvalidProblem: If the input makes no sense.
+        Unsupported: If the backend cannot do what is asked.
+        BackendUnavailable: If there is no such backend here.
+        SolveFailed: If any sample failed; grazing contact and too many events are failures.
+
+    Cost:
+        Each step twice; at each step four evaluations of each event function and one derivative of
+        it; some steps more at each event.
+
+    Source:
+        Chen, Amos, Nickel 2021 (arXiv 2011.03902).
+
+    Example:
+        >>> import torch
+        >>> height = torch.tensor(4.905, dtype=torch.float64, requires_grad=True)
+        >>> fall = lambda t, y: torch.stack([y[1], -9.81 + 0 * y[1]])
+        >>> ball = torch.stack([height, 0 * height])
+        >>> found = odeint_event(fall, ball, [0.0, 5.0], Event(lambda t, y: y[0]))
+        >>> round(found.t.item(), 6)  # sqrt(2 height / g)
+        1.0
+        >>> found.t.sum().backward()
+        >>> round(height.grad.item(), 6)  # 1 / sqrt(2 height g)
+        0.101937
+    """
+    problem = ODEProblem(f, y0, t, params, args, jump_t=jump_t, event=event)  # pyright: ignore[reportArgumentType]
+    if problem.event is None:
+        raise InvalidProblem("`event` must be an Event, got None. Use odeint to solve without one.")
+    settings = _settings(
+        solver, backend=backend, method=method, rtol=rtol, atol=atol, gradient=gradient
+    )
+    record = raise_if_failed(solve(problem, settings)).event
+    if record is None:
+        raise Unsupported(
+            f"backend {settings.backend!r} returned no events, although it says it finds them. "
+            "Use backend='native'."
+        )
+    return record
 
 
 def _settings(solver: Solver | str | None, **given: Any) -> Solver:  # noqa: ANN401

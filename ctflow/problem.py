@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.errors import InvalidProblem, Unsupported
+from ctflow.event import Event, checked_events
 from ctflow.state import State, leaves_of
 
 __all__ = ["ODEProblem"]
@@ -69,6 +70,9 @@ class ODEProblem:
         local_error: Whether `Solution.local_error` is wanted: what the solver estimates of its own
             error, summed over its steps, with gradients. For regularisation; only backends that
             step themselves have it.
+        event: An `Event`, or several in a list: they are looked for all along the way, and
+            `Solution.event` tells where. Outputs at the time of an event are those right before it,
+            and behind a terminal event they repeat the state at it.
 
     Raises:
         InvalidProblem: For anything above that does not hold, NaN and infinity included.
@@ -96,12 +100,19 @@ class ODEProblem:
     jump_t: Tensor | None = None
     dense: bool = False
     mask: Tensor | None = None
+    event: Event | Sequence[Event] | None = None
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without calling `f`."""
         _check_callable(self.f, "`f`", self.args is not None)
         if self.running_cost is not None:
             _check_callable(self.running_cost, "`running_cost`", self.args is not None)
+        events = checked_events(self.event)
+        object.__setattr__(self, "event", events or None)
+        for i, event in enumerate(events):
+            _check_callable(event.fn, f"`fn` of event {i}", self.args is not None)
+            if event.change is not None:
+                _check_callable(event.change, f"`change` of event {i}", self.args is not None)
         first = _check_state(self.y0, self.batched)
         object.__setattr__(self, "t", _checked_times(self.t, first, self.mask))
         object.__setattr__(self, "jump_t", _checked_jumps(self.jump_t, first))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ctflow.dense import DenseSolution
 from ctflow.errors import InvalidProblem, SolveFailed, Unsupported
+from ctflow.event import EventRecord
 
 __all__ = [
     "Counts",
@@ -36,6 +37,12 @@ class Status(IntEnum):
     """The tolerance asked for a step below the resolution of time."""
     NON_FINITE = 3
     """`f` or the state became NaN or infinite, and no smaller step helped."""
+    GRAZING = 4
+    """An event function touched zero, or so nearly that the tolerance cannot tell if it crossed."""
+    TOO_MANY_EVENTS = 5
+    """More than `max_events` events, or events that follow each other faster than time resolves."""
+    EVENT_NON_FINITE = 6
+    """An event function became NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +246,7 @@ class Solution:
             unless the problem asks for it.
         dense: The solution as a function of time, if the problem asks for it; None where a sample
             failed.
+        event: What was found of the problem's events; None if it has none.
 
     A failed sample is a constant of the gradient: it sends none, so that it cannot spoil what the
     others send to shared parameters.
@@ -255,6 +263,7 @@ class Solution:
     )
     local_error: Tensor | None = None
     dense: DenseSolution | None = None
+    event: EventRecord | None = None
 
     @property
     def ok(self) -> bool:
@@ -276,6 +285,20 @@ _CAUSES = {
         "`f` or the state became NaN or infinite here: the solution probably blows up, or `f` is "
         "not defined at this state. Check `f` around this time; bounded activations, a smaller "
         "learning rate or weight decay often help in training."
+    ),
+    Status.GRAZING: (
+        "An event function touches zero here without clearly crossing it, so that whether the "
+        "event happens is not for this tolerance to say, and its time has no derivative. Tighten "
+        "`rtol` and `atol`, or move the event function away from the contact."
+    ),
+    Status.TOO_MANY_EVENTS: (
+        "More than `max_events` events happened, or one left the state on its own zero with no way "
+        "to go: events that accumulate in finite time (Zeno behaviour), as of a ball that comes to "
+        "rest. End the solve by a terminal event before, or raise Solver(max_events=...)."
+    ),
+    Status.EVENT_NON_FINITE: (
+        "An event function is NaN or infinite here. Define it on both sides of its zero and "
+        "wherever the solution comes."
     ),
 }
 

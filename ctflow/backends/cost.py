@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import InvalidProblem
+from ctflow.event import Event, checked_events
 from ctflow.problem import ODEProblem
 from ctflow.solution import Solution
 from ctflow.state import Layout, leaves_of, map_leaves
@@ -52,13 +53,29 @@ def with_cost(problem: ODEProblem, per_sample: bool) -> ODEProblem:
         running_cost=None,
         cost_in_norm=True,
         uncontrolled=0 if problem.cost_in_norm else len(leaves_of(zero)),
+        event=[_beside_cost(event) for event in checked_events(problem.event)] or None,
     )
 
 
 def split_cost(solution: Solution) -> Solution:
     """The solution with `y` and `cost` apart again."""
     y, cost = solution.y
-    return replace(solution, y=y, cost=cost)
+    found = solution.event
+    if found is not None:
+        found = replace(found, y=found.y[0], y_after=found.y_after[0], y_end=found.y_end[0])
+    return replace(solution, y=y, cost=cost, event=found)
+
+
+def _beside_cost(event: Event) -> Event:
+    """The event of a state that has the integral of a cost beside it, which it leaves alone."""
+
+    def fn(t: Tensor, state: Any, *args: Any) -> Tensor:  # noqa: ANN401
+        return event.fn(t, state[0], *args)
+
+    def change(t: Tensor, state: Any, *args: Any) -> Any:  # noqa: ANN401
+        return event.change(t, state[0], *args) if event.change else state[0], state[1]
+
+    return replace(event, fn=fn, change=None if event.change is None else change)
 
 
 @dataclass(frozen=True, eq=False)

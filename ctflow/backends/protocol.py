@@ -64,6 +64,7 @@ class Feature(Enum):
     DENSE = "the solution as a function of time"
     COMPLEX = "complex states"
     RAGGED = "samples with different numbers of times"
+    EVENTS = "events"
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ class Solver:
             Algorithm 1). None means the first of checkpointed, direct, adjoint that is offered.
         backward: The adjoint's own tolerances; None: the forward's.
         max_steps: Limit of attempted steps of one whole solve, forward; and again backward.
+        max_events: Limit of events of one sample; only problems with events look at it.
         controller: How adaptive steps follow the errors: "i" (the default), "pi", "pid", or a
             `Controller` with coefficients of your own.
         first_step: Size of the first adaptive step, in units of `t`; None finds one.
@@ -214,6 +216,7 @@ class Solver:
     min_step: float | None = None
     max_step: float | None = None
     step_t: Sequence[float] | None = None
+    max_events: int = 1000
 
     def __post_init__(self) -> None:
         """Refuse what no backend could honour."""
@@ -240,6 +243,11 @@ class Solver:
             raise InvalidProblem(
                 f"`max_steps` must be a positive integer, got {self.max_steps!r}. "
                 "It counts attempted steps of the whole solve."
+            )
+        if type(self.max_events) is not int or self.max_events < 1:
+            raise InvalidProblem(
+                f"`max_events` must be a positive integer, got {self.max_events!r}. "
+                "It counts the events of one sample."
             )
 
     def _check_step_control(self) -> None:
@@ -284,7 +292,7 @@ class Solver:
         return f"Solver({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
 
-_DEFAULTS: dict[str, object] = {"max_steps": 10_000}
+_DEFAULTS: dict[str, object] = {"max_steps": 10_000, "max_events": 1000}
 
 
 @runtime_checkable
@@ -429,6 +437,8 @@ def _reasons(problem: ODEProblem, solver: Solver, backend: Backend) -> list[str]
         )
     if problem.jump_t is not None and Feature.JUMPS not in backend.features:
         reasons.append("it does not restart at `jump_t`")
+    if problem.event is not None and Feature.EVENTS not in backend.features:
+        reasons.append("it finds no events")
     if problem.mask is not None and Feature.RAGGED not in backend.features:
         reasons.append("it takes no `mask` of times")
     if problem.dense and Feature.DENSE not in backend.features:

@@ -13,6 +13,7 @@ solution's. Nothing is wrong beyond: a third differentiation is refused.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ctflow.backends.captures import refuse, refuse_second
 
-__all__ = ["shift"]
+__all__ = ["event_time", "shift"]
 
 
 class Slope(Protocol):
@@ -60,6 +61,52 @@ def shift(
     slope = _finite(field(half.to(y.dtype), middle))
     known.append(slope.detach())
     return _Shift.apply(y, t, slope, sign, known, gradient)  # pyright: ignore
+
+
+def event_time(
+    value: Callable[[Tensor, Tensor], Tensor],
+    field: Slope,
+    t: Tensor,
+    y: Tensor,
+    slope: Tensor,
+    gradient: str,
+) -> tuple[Tensor, Tensor]:
+    """Time and state of an event, with what they depend on recorded for the backward pass.
+
+    The time is where  g(t, y(t)) = 0  on the solution through y at t, so that
+
+        dt* = -(dg/dp dp + dg/dy dy) / (dg/dt + dg/dy f),    dy* = dy + f dt*.
+
+    With "direct" one more step of Newton's method, on a state that moves with t, makes the second
+    derivatives right as well: a step with a fixed slope gains one order in what moves the zero.
+
+    Args:
+        value: g at times [B] and states [B, N]; [B].
+        field: f on flat tensors.
+        t: Times at which g is zero, [B], constants.
+        y: States there, [B, N], with the history of the solve up to the fixed t.
+        slope: dg/dt + dg/dy f there, [B], constants.
+        gradient: Name of the gradient method.
+
+    Returns:
+        t and y as they are, [B] and [B, N].
+
+    Cost:
+        One evaluation of g and of f; two with "direct". None where nothing wants a gradient.
+
+    Source:
+        Chen, Amos, Nickel 2021 (arXiv 2011.03902), eq. 8 and 9.
+    """
+    first = _Solved.apply(t, value(t, y), slope, gradient)  # pyright: ignore
+    if not first.requires_grad:
+        return t, y
+    if gradient != "direct":
+        with torch.no_grad():
+            f = field(t.to(y.dtype), y.detach())
+        return first, shift(field, first, y, 1.0, f, gradient)
+    moved = shift(field, first, y, 1.0, None, gradient)
+    second = _Twice.apply(_Solved.apply(first, value(first, moved), slope, gradient))  # pyright: ignore
+    return second, shift(field, second, y, 1.0, None, gradient)
 
 
 def _finite(f: Tensor) -> Tensor:
@@ -120,8 +167,47 @@ class _LastTime(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
         """Hand the second gradient on, behind a refusal."""
         message = (
-            "a solve whose `t` requires a gradient can be differentiated twice, not a third time. "
-            "Detach `t`, or differentiate something that does not depend on it."
+            "a solve whose `t` requires a gradient, or one through events, can be differentiated "
+            "twice, not a third time. Detach `t`, or what moves the events."
         )
         (second,) = refuse(gradients, message, ctx.saved_tensors)
         return second, *(None for _ in ctx.saved_tensors)
+
+
+class _Solved(torch.autograd.Function):
+    """One step of Newton's method on g at its zero: t itself, with  dt* = dt - dg / slope."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, g: Tensor, slope: Tensor, gradient: str) -> Tensor:  # noqa: ANN401
+        """Hand the time on."""
+        ctx.save_for_backward(g, slope)
+        ctx.gradient = gradient
+        return t.view_as(t)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
+        """Divide by the slope."""
+        g, slope = ctx.saved_tensors
+        dt, dg = gradients[0], -(gradients[0] / slope).to(g.dtype)
+        if ctx.gradient != "direct":
+            dt, dg = refuse_second((dt, dg), ctx.gradient, (gradients[0], g))
+        return dt, dg, None, None
+
+
+class _Twice(torch.autograd.Function):
+    """The identity on a time whose first two derivatives are right, and no further one."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor) -> Tensor:  # noqa: ANN401
+        """Hand the time on."""
+        ctx.save_for_backward(t)
+        return t.view_as(t)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
+        """Hand the gradient on, behind a refusal of the third."""
+        (t,) = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return gradients[0]
+        still = 0.0 * (t - t.detach())  # zero, but it ties the second derivative to the refusal
+        return _LastTime.apply(gradients[0] + still, gradients[0], t)

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ctflow.backends.captures import Autocast, Captures, sequence_number
+from ctflow.backends.events import EventFunctions
 from ctflow.backends.field import Field
 from ctflow.backends.native.control import Adaptive, Control, Fixed
 from ctflow.backends.native.gradients import adjoint, checkpointed, direct
 from ctflow.backends.native.gradients.times import attach
+from ctflow.backends.native.hybrid import through_events
 from ctflow.backends.native.implicit import check_visible
 from ctflow.backends.native.loop import Integration, Outcome
 from ctflow.backends.native.method import Method
@@ -29,7 +31,7 @@ from ctflow.backends.times import shift
 from ctflow.dense import DenseSolution
 from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
-from ctflow.solution import Counts, GradientReport, Solution, Stats
+from ctflow.solution import Counts, GradientReport, Resolved, Solution, Stats
 from ctflow.state import Layout, leaves_of
 
 __all__ = ["NativeBackend", "adaptive_or_fixed", "backward_control", "counted", "stops_of"]
@@ -98,6 +100,10 @@ class NativeBackend:
                 "the adjoint follows the exact solution, which has no `local_error`; take "
                 "gradient='checkpointed'"
             )
+        if problem.event is not None and leaves_of(problem.y0)[0].dtype.itemsize < 4:
+            reasons.append("it finds no events in half precision, whose rounding hides their sign")
+        if problem.local_error and problem.event is not None:
+            reasons.append("it sums no `local_error` through events")
         return reasons
 
     def solve(self, problem: ODEProblem, solver: Solver) -> Solution:
@@ -122,6 +128,8 @@ class NativeBackend:
         if y0.is_inference() and not torch.is_inference_mode_enabled():
             y0 = y0.clone()  # made under inference mode, and now wanted in a graph
         n_looks = _look(plan, field, y0)
+        if problem.event is not None:
+            return self._hybrid(problem, solver, plan, field, y0, times)
         errors = None
         if problem.local_error:
             errors = LocalError(tableau, counted(problem, layout))
@@ -159,6 +167,63 @@ class NativeBackend:
             None, report, error, dense,
         )  # fmt: skip
 
+    def _hybrid(
+        self,
+        problem: ODEProblem,
+        solver: Solver,
+        plan: Integration,
+        field: Field,
+        y0: Tensor,
+        times: Tensor,
+    ) -> Solution:
+        """Solve a problem with events; see `through_events`."""
+        if torch.is_inference_mode_enabled():  # whose tensors no event function could be derived at
+            with torch.inference_mode(False), torch.no_grad():
+                y0, times = y0.clone(), times.clone()
+                return self._hybrid(problem, solver, plan._replace(grid=times), field, y0, times)
+        _refuse_transforms(y0)
+        gradient, control = str(solver.gradient), plan.control
+        autocast = Autocast.now(field.layout.device.type)
+
+        def stretch(
+            plan: Integration, y0: Tensor, times: Tensor
+        ) -> tuple[Tensor, Outcome, list[Stats]]:
+            """Solve between two events."""
+            course = KeepCourse(field, plan.tableau) if problem.dense else None
+            ways: dict[str, _Recomputing | None] = {
+                "direct": None,
+                "checkpointed": partial(checkpointed.run, course=course),
+                "adjoint": _Adjoint(solver, GradientReport(), control),
+            }
+            again = gradient != "direct" and autocast.enabled
+            with autocast.again() if again else nullcontext():
+                way, kept = ways[gradient], (None, course)
+                return _run(problem, plan, field, y0, times, way, solver, kept)
+
+        tolerances = (
+            (float(control.rtol), float(control.atol))
+            if isinstance(control, Adaptive)
+            else (0.0, 0.0)
+        )
+        functions = EventFunctions(problem, field.layout, plan.span.direction, *tolerances)
+        found = through_events(
+            functions, plan, field, field.layout, y0, times, stretch, gradient, solver.max_events
+        )
+        settings = resolved(solver, self, plan.tableau.name)
+        backward = Counts.zeros(field.layout.batch) if gradient == "direct" else None
+        stats = Stats(settings, found.counts, backward, found.trace)
+        for unfinished in found.unfinished:
+            unfinished.append(_Share(settings, found.counts, stats))
+        dense = None
+        if found.course is not None and not found.stops:
+            used = [row for row in plan.tableau.p if any(row)]
+            dense = DenseSolution(field.layout, *found.course, times.detach().new_tensor(used))
+        report = GradientReport("a solve through events is differentiated stretch by stretch")
+        y = field.layout.unpack(found.out)
+        return Solution(
+            problem.t, y, found.status, stats, found.stops, None, report, None, dense, found.record
+        )
+
 
 def _look(plan: Integration, field: Field, y0: Tensor) -> int:
     """Refuse what an implicit method could not differentiate; how many evaluations that took."""
@@ -188,6 +253,33 @@ def _refuse_implicit(name: str, problem: ODEProblem, solver: Solver) -> list[str
     return reasons
 
 
+class _Share(Stats):
+    """Stats of one stretch, whose backward pass counts toward those of the whole solve."""
+
+    def __init__(self, solver: Resolved, forward: Counts, whole: Stats) -> None:
+        self._whole = whole
+        super().__init__(solver, forward)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Add the costs of a backward pass to those of the whole solve."""
+        super().__setattr__(name, value)
+        if name == "backward" and isinstance(value, Counts):
+            before = self._whole.backward or Counts.zeros(len(value.n_steps))
+            both = zip(vars(before).values(), vars(value).values(), strict=True)
+            self._whole.backward = Counts(*(a + b for a, b in both))
+
+
+def _refuse_transforms(y0: Tensor) -> None:
+    """The place of an event is found by plain derivatives, which a transform would not see."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(y0) or (  # pyright: ignore
+        forward_ad.unpack_dual(y0).tangent is not None
+    ):
+        raise Unsupported(
+            "events under torch.func transforms or in forward mode are not offered. Use backward() "
+            "or torch.autograd.grad; gradient='direct' has second derivatives too."
+        )
+
+
 def _refuse_forward_mode(t: Tensor) -> None:
     """Times have gradients in reverse mode; anything else would silently see constants."""
     transformed = torch._C._functorch.is_functorch_wrapped_tensor(t) and t.requires_grad  # pyright: ignore
@@ -210,16 +302,20 @@ class _Recomputing(Protocol):
 
 @dataclass(frozen=True)
 class _Adjoint:
-    """The adjoint method with its own settings filled in."""
+    """The adjoint method with its own settings filled in.
+
+    The backward solve follows `like` where the forward one repeats steps that were found before.
+    """
 
     solver: Solver
     report: GradientReport
+    like: Control | None = None
 
     def __call__(
         self, plan: Integration, field: Field, captures: Captures, y0: Tensor, f0: Tensor
     ) -> tuple[Tensor, Outcome, list[Stats]]:
         """Solve; see `adjoint.run`."""
-        control, seminorm = backward_control(self.solver, plan.control, y0.shape[1])
+        control, seminorm = backward_control(self.solver, self.like or plan.control, y0.shape[1])
         return adjoint.run(plan, control, seminorm, field, captures, y0, f0, self.report)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ctflow.backends.native.step import FlatField, Step, rk_step
 from ctflow.backends.native.stops import Sided, Stops
 from ctflow.solution import Counts, Status, Stop
 
-__all__ = ["Integration", "Outcome", "cut", "integrate", "resolution"]
+__all__ = ["Integration", "Outcome", "Seen", "Watch", "cut", "integrate", "resolution"]
 
 _FULL = 1e-9  # a rest shorter than this part of a step is taken along with it
 
@@ -47,6 +47,32 @@ class Outcome(NamedTuple):
     stood: tuple[Tensor, ...] = ()
 
 
+class Seen(NamedTuple):
+    """What a `Watch` makes of a step.
+
+    Attributes:
+        step: The step, which may end earlier for some samples.
+        span: The time interval, which may end earlier for some.
+        status: `Status` of samples to be given up before this step, int64 [B]; 0 for the others.
+        t: Time at which they are given up, [B].
+    """
+
+    step: Step
+    span: Span
+    status: Tensor
+    t: Tensor
+
+
+class Watch(Protocol):
+    """Looks at each step that counts before it is taken, and may end the solve of a sample."""
+
+    def __call__(
+        self, plan: Integration, field: FlatField, step: Step, moved: Tensor, span: Span
+    ) -> Seen:
+        """Look at a step of the samples that `moved`, bool [B]."""
+        ...
+
+
 class Integration(NamedTuple):
     """Everything about a solve but the field and the state: what gradient methods are handed.
 
@@ -57,6 +83,7 @@ class Integration(NamedTuple):
         max_steps: Limit of attempted steps.
         size: Size of the first step, [B]; None leaves it to the control.
         stops: Times at which steps must end, discontinuities of f among them.
+        watch: Looks for events; None where there are none.
     """
 
     tableau: Method
@@ -65,6 +92,7 @@ class Integration(NamedTuple):
     max_steps: int
     size: Tensor | None = None
     stops: Stops | None = None
+    watch: Watch | None = None
 
     @property
     def span(self) -> Span:
@@ -228,6 +256,10 @@ def integrate(
         step = plan.step(field, place.t, end, place.y, place.f0)
         verdict = _judge(plan, step, place)
         moved = verdict.accepted & rows.active & (end != place.t)
+        seen = None
+        if plan.watch is not None and bool(moved.any()):
+            seen = plan.watch(plan, field, step, moved, span)
+            step, span, end, moved = seen.step, seen.span, seen.step.t1, moved & (seen.status == 0)
         n_moved = int(moved.sum())
         rows.charge(tableau.evaluations(place.f0 is not None), n_moved, moved)
         n_before, tried = rows.n_active, place.size
@@ -241,6 +273,9 @@ def integrate(
             arrived = moved & (end == span.t1)
             if bool(arrived.any()):
                 rows.retire(arrived)
+        if seen is not None and bool(seen.status.any()):
+            place = place._replace(t=torch.where(seen.status != 0, seen.t, place.t))
+            place = _fail(rows, seen.status != 0, seen.status, place)
         if n_moved < n_before:
             place = _drop_stuck(rows, verdict, moved, span, place, tried)
     if rows.n_active:
