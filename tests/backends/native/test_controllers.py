@@ -83,10 +83,19 @@ def test_pid_control_remembers_two_errors() -> None:
 
 
 def test_a_rejected_step_is_repeated_by_its_own_error_and_not_remembered() -> None:
-    """0.9 r^(-1/5) for the repetition; the next accepted step knows nothing of it."""
-    found = sizes((0.7, -0.4, 0.0), [0.5, 4.0, 0.3])
+    """0.9 r^(-1/5) for the repetition; the next accepted steps know nothing of its error."""
+    found = sizes((0.7, -0.4, 0.0), [0.5, 4.0, 0.9, 0.3])
     assert found[1] == pytest.approx(0.9 * 4.0**-0.2)
-    assert found[2] == pytest.approx(0.9 * 0.3**-0.14 * 0.5**0.08)
+    assert found[2] == pytest.approx(0.9 * 0.9**-0.14 * 0.5**0.08)
+    assert found[3] == pytest.approx(0.9 * 0.3**-0.14 * 0.9**0.08)
+
+
+@pytest.mark.parametrize("betas", [(1.0, 0.0, 0.0), (0.7, -0.4, 0.0)])
+def test_the_step_after_a_repeated_one_is_no_longer_than_it(betas: Any) -> None:  # noqa: ANN401
+    """However small its error (Hairer I, II.4); the one after that may be."""
+    _, repeated, after = sizes(betas, [4.0, 1e-6, 1e-6])
+    assert repeated == 1.0
+    assert after > 2.0
 
 
 @pytest.mark.parametrize("error", [0.0, 1e-12, math.nan, math.inf, 1e30])
@@ -102,7 +111,7 @@ def test_a_step_that_was_cut_short_neither_shortens_the_next_nor_is_remembered()
     control = Adaptive(1e-3, 1e-3, betas=(0.7, -0.4, 0.0))
     cut = control.judge(DOPRI5, step_with_error(1e-6), torch.tensor([40.0], dtype=FLOAT))
     assert cut.memory is not None
-    assert cut.memory.tolist() == [[1.0], [1.0]]
+    assert torch.equal(cut.memory, control.blank(torch.zeros(1, dtype=FLOAT)))
 
 
 @controllers
