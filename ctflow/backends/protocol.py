@@ -15,6 +15,7 @@ from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import Resolved, Solution
 from ctflow.state import leaves_of
+from ctflow.transforms import active, touched
 
 __all__ = [
     "Backend",
@@ -64,6 +65,7 @@ class Feature(Enum):
     DENSE = "the solution as a function of time"
     COMPLEX = "complex states"
     RAGGED = "samples with different numbers of times"
+    TRANSFORMS = "torch.func transforms and forward mode"
 
 
 @dataclass(frozen=True)
@@ -394,6 +396,7 @@ def check(
         f"backend={other.name!r}"
         for other in others
         if other.name != backend.name
+        and (Feature.TRANSFORMS in other.features or not active())
         and not _reasons(problem, replace(solver, backend=other), other)
     ]
     hint = f"Can do it: {', '.join(able)}." if able else "No installed backend can, as written."
@@ -418,6 +421,10 @@ def _reasons(problem: ODEProblem, solver: Solver, backend: Backend) -> list[str]
         reasons.append("it has no dense output")
     if leaves_of(problem.y0)[0].is_complex() and Feature.COMPLEX not in backend.features:
         reasons.append("it integrates no complex states; torch.view_as_real makes them real")
+    if Feature.TRANSFORMS not in backend.features and touched(
+        leaves_of((problem.y0, problem.t, problem.args, problem.params))
+    ):
+        reasons.append("it cannot be used under torch.func transforms or in forward mode")
     if problem.local_error and Feature.LOCAL_ERROR not in backend.features:
         reasons.append("it has no differentiable estimate of its local error")
     return reasons

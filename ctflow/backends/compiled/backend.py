@@ -40,6 +40,7 @@ _FEATURES = frozenset(Feature) - {
     Feature.DENSE,
     Feature.COMPLEX,
     Feature.RAGGED,
+    Feature.TRANSFORMS,
 }
 
 

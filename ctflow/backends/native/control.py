@@ -50,7 +50,9 @@ class Control(Protocol):
     """Chooses step sizes. All tensors are detached: no gradient passes through a control.
 
     A control may say in a class attribute `VALUES` which of its fields are numbers or tensors that
-    a compiled program takes as inputs; every other field is part of the program.
+    a compiled program takes as inputs; every other field is part of the program. One whose steps
+    are known beforehand, whatever the solution, says `GIVEN = True`: they may be taken under
+    torch.vmap.
     """
 
     def first(
@@ -248,6 +250,7 @@ class Fixed:
     size: float | Tensor
 
     VALUES: ClassVar[tuple[str, ...]] = ("size",)
+    GIVEN: ClassVar[bool] = True
 
     def first(
         self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
@@ -281,6 +284,7 @@ class OnGrid:
     nodes: Tensor
 
     VALUES: ClassVar[tuple[str, ...]] = ("nodes",)
+    GIVEN: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse what is no grid."""
