@@ -310,7 +310,7 @@ def _checked_jumps(jumps: object, first: Tensor) -> Tensor | None:
         jumps = _times_of_numbers(list(cast("Iterable[object]", jumps)), first, "`jump_t`")
     elif is_moving(jumps) or any_batched([jumps]):
         raise Unsupported(
-            "`jump_t` must not want a gradient, nor differ under torch.vmap: the places of jumps "
+            "`jump_t` must not require a gradient, nor differ under torch.vmap: the places of jumps "
             "are constants of a solve. Detach it; or solve up to the jump and from it on, whose "
             "times have gradients."
         )

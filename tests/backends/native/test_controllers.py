@@ -61,12 +61,36 @@ def run(f: Any, y0: Tensor, t: list[float], **settings: Any) -> Solution:  # noq
     return solve(ODEProblem(f, y0, t), Solver(**settings))  # pyright: ignore
 
 
-def test_the_coefficients_are_those_of_their_sources() -> None:
-    """Gustafsson's PI, ARKODE's PID, as exponents of the last three errors."""
-    betas = {name: Solver(controller=name).coefficients.betas for name in ("i", "pi", "pid")}  # pyright: ignore
-    assert betas["i"] == (1.0, 0.0, 0.0)
-    assert betas["pi"] == pytest.approx((0.7, -0.4, 0.0))
-    assert betas["pid"] == pytest.approx((0.58, -0.21, 0.1))
+EXPONENTS = {
+    "i": (1.0, 0.0, 0.0),
+    "pi": (0.7, -0.4, 0.0),  # Gustafsson; PI34
+    "pi33": (2 / 3, -1 / 3, 0.0),
+    "pi42": (3 / 5, -1 / 5, 0.0),
+    "pi_dopri5": (5 * (0.2 - 0.75 * 0.04), -5 * 0.04, 0.0),  # dopri5.f: expo1 and beta
+    "h211pi": (1 / 6, 1 / 6, 0.0),
+    "h312pid": (1 / 18, 1 / 9, 1 / 18),
+    "pid": (0.58, -0.21, 0.1),  # ARKODE
+}
+
+
+@pytest.mark.parametrize("name", EXPONENTS)
+def test_the_coefficients_are_those_of_their_sources(name: Any) -> None:  # noqa: ANN401
+    """As exponents of the last three errors, times -k."""
+    assert Solver(controller=name).coefficients.betas == pytest.approx(EXPONENTS[name])
+
+
+@pytest.mark.parametrize("name", EXPONENTS)
+def test_at_a_constant_error_every_controller_finds_the_step_that_meets_the_tolerance(
+    name: Any,  # noqa: ANN401
+) -> None:
+    """Error h^5: h becomes 0.9^(1 / the sum of the exponents) of the tolerance's own step."""
+    solver = Solver(controller=name)
+    control = Adaptive(1e-3, 1e-3, betas=solver.coefficients.betas)
+    memory, h = None, torch.tensor([0.5], dtype=FLOAT)
+    for _ in range(60):
+        verdict = control.judge(DOPRI5, step_with_error(float(h) ** 5), torch.ones(1), memory)
+        h, memory = h * verdict.size, verdict.memory
+    assert float(h) == pytest.approx(0.9 ** (1 / sum(solver.coefficients.betas)), rel=1e-6)
 
 
 def test_pi_control_follows_its_formula() -> None:
