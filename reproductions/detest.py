@@ -28,12 +28,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from _harness.bands import Band
-from _harness.detest_solves import Run, by_scipy, by_torchdiffeq, off, ours, with_steps
+from _harness.detest_solves import (
+    Controlled,
+    Run,
+    by_scipy,
+    by_torchdiffeq,
+    controllers_of,
+    geometric_mean,
+    off,
+    ours,
+    under,
+    with_steps,
+)
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
 from benchmarks.detest_problems import PROBLEMS, Problem
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from ctflow.cli import main as command_line
 
@@ -46,13 +58,17 @@ class Config:
     problems: tuple[str, ...] = tuple(problem.name for problem in PROBLEMS)
     tolerances: tuple[float, ...] = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
     asked: tuple[float, ...] = (1e-3, 1e-6, 1e-9)  # where errors are compared
+    controllers: tuple[str, ...] = ()  # compared under dopri5 at 1e-3 and 1e-6
     results: Path = Path(__file__).parent / "results" / "detest"
 
 
+CONTROLLERS = ("i", "pi_dopri5", "pid", "pi42", "pi33", "pi", "h211pi", "h312pid")
 PRESETS = {
     "smoke": Config("smoke", ("A1", "B4"), (1e-3, 1e-5), (1e-3,)),
     "quick": Config("quick"),
-    "full": Config("full", tolerances=tuple(10.0**-k for k in range(3, 11))),
+    "full": Config(
+        "full", tolerances=tuple(10.0**-k for k in range(3, 11)), controllers=CONTROLLERS
+    ),
 }
 
 OURS = ("bosh3", "dopri5", "tsit5", "vern7", "dopri8", "dop853")
@@ -79,11 +95,18 @@ def run(config: Config, console: Console) -> dict[str, object]:
     from _harness.detest_figure import work_and_precision  # matplotlib is optional
 
     runs: list[Run] = []
+    controlled: list[Controlled] = []
     with LiveLine(console) as line:
         for problem in PROBLEMS:
             if problem.name in config.problems:
                 line.show(f"{problem.name}, {len(runs)} solves so far")
-                runs += all_of(problem, config)
+                right = by_scipy(problem, "DOP853", 2.5e-14)[1][-1]
+                runs += all_of(problem, right, config)
+                controlled += [
+                    under(problem, name, tolerance, right)
+                    for name in config.controllers
+                    for tolerance in (1e-3, 1e-6)
+                ]
     bands = [
         *errors_beside_scipy(runs, config),
         *steps_within(runs, config),
@@ -95,6 +118,7 @@ def run(config: Config, console: Console) -> dict[str, object]:
         "config": {key: value for key, value in asdict(config).items() if key != "results"},
         "environment": environment(),
         "runs": [each._asdict() for each in runs],
+        "controllers": controllers_of(controlled),
         "bands": [band.record() for band in bands],
     }
     write_json(config.results / f"{config.preset}.json", record)
@@ -102,9 +126,8 @@ def run(config: Config, console: Console) -> dict[str, object]:
     return record
 
 
-def all_of(problem: Problem, config: Config) -> Iterator[Run]:
+def all_of(problem: Problem, right: Tensor, config: Config) -> Iterator[Run]:
     """Every solver at every tolerance on one problem."""
-    right = by_scipy(problem, "DOP853", 2.5e-14)[1][-1]
     for tolerance in config.tolerances:
         for method in OURS:
             if tolerance >= LOOSEST.get(method, 0.0):
@@ -213,23 +236,18 @@ def table_of(runs: Sequence[Run], tolerance: float) -> Table:
     """Means over the problems at one tolerance, for each solver."""
     table = Table(title=f"DETEST at {tolerance:.0e}: means over the problems", title_justify="left")
     table.add_column("solver")
-    for column in ("error / tolerance", "evaluations", "steps above", "worst step"):
+    for column in ("error/tol", "evals", "steps above", "worst step"):
         table.add_column(column, justify="right")
     for (who, _), own in grouped(r for r in runs if r.tolerance == tolerance).items():
         steps = [(r.steepest, r.beyond) for r in own if r.steepest is not None]
         table.add_row(
             who,
-            f"{_mean([max(r.error, 1e-15) / tolerance for r in own]):.2g}",
-            f"{_mean([float(r.evaluations) for r in own]):.0f}",
+            f"{geometric_mean([max(r.error, 1e-15) / tolerance for r in own]):.2g}",
+            f"{geometric_mean([float(r.evaluations) for r in own]):.0f}",
             f"{mean(beyond or 0.0 for _, beyond in steps):.1%}" if steps else "",
             f"{max(steepest for steepest, _ in steps):.2g}" if steps else "",
         )
     return table
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Geometric."""
-    return math.exp(sum(math.log(value) for value in values) / len(values))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -11,7 +13,18 @@ from torch import Tensor
 
 from ctflow import ODEProblem, Solver, solve
 
-__all__ = ["Run", "by_scipy", "by_torchdiffeq", "off", "ours", "with_steps"]
+__all__ = [
+    "Controlled",
+    "Run",
+    "by_scipy",
+    "by_torchdiffeq",
+    "controllers_of",
+    "geometric_mean",
+    "off",
+    "ours",
+    "under",
+    "with_steps",
+]
 
 
 class Run(NamedTuple):
@@ -35,6 +48,33 @@ class Run(NamedTuple):
     evaluations: int
     steepest: float | None = None
     beyond: float | None = None
+
+
+class Controlled(NamedTuple):
+    """A solve by dopri5 under one step-size controller.
+
+    Attributes:
+        controller: Its name.
+        tolerance: Relative and absolute.
+        error: At the end, in units of 1 + |y|.
+        evaluations: Of f.
+        rejected: Share of attempted steps.
+    """
+
+    controller: str
+    tolerance: float
+    error: float
+    evaluations: int
+    rejected: float
+
+
+def under(problem: Problem, name: str, tolerance: float, right: Tensor) -> Controlled:
+    """ctflow's dopri5 under a controller."""
+    solver = Solver(method="dopri5", rtol=tolerance, atol=tolerance, controller=name)  # pyright: ignore
+    solution = solve(ODEProblem(problem.f, problem.y0, [0.0, END]), solver)  # pyright: ignore
+    counts = solution.stats.forward
+    return Controlled(name, tolerance, off(solution.y[-1], right), int(counts.n_f_evals),
+                      int(counts.n_rejected) / int(counts.n_steps))  # fmt: skip
 
 
 def ours(problem: Problem, method: str, tolerance: float, right: Tensor, look: bool) -> Run:
@@ -94,3 +134,25 @@ def by_scipy(problem: Problem, method: str, tolerance: float) -> tuple[Tensor, T
 def off(y: Tensor, right: Tensor) -> float:
     """Largest error of all variables, in units of 1 + |y|."""
     return float(((y - right).abs() / (1 + right.abs())).max())
+
+
+def controllers_of(runs: Sequence[Controlled]) -> list[dict[str, object]]:
+    """Means over the problems for each controller and tolerance."""
+    found: dict[tuple[str, float], list[Controlled]] = {}
+    for r in runs:
+        found.setdefault((r.controller, r.tolerance), []).append(r)
+    return [
+        {
+            "controller": name,
+            "tolerance": tolerance,
+            "evaluations": geometric_mean([float(r.evaluations) for r in own]),
+            "error": geometric_mean([max(r.error, 1e-15) / tolerance for r in own]),
+            "rejected": sum(r.rejected for r in own) / len(own),
+        }
+        for (name, tolerance), own in found.items()
+    ]
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Of positive numbers."""
+    return math.exp(sum(math.log(value) for value in values) / len(values))
