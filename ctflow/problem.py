@@ -310,9 +310,9 @@ def _checked_jumps(jumps: object, first: Tensor) -> Tensor | None:
         jumps = _times_of_numbers(list(cast("Iterable[object]", jumps)), first, "`jump_t`")
     elif is_moving(jumps) or any_batched([jumps]):
         raise Unsupported(
-            "`jump_t` must not require a gradient, nor differ under torch.vmap: the places of jumps "
-            "are constants of a solve. Detach it; or solve up to the jump and from it on, whose "
-            "times have gradients."
+            "`jump_t` must not require a gradient, nor differ under torch.vmap: the places of "
+            "jumps are constants of a solve. Detach it; or solve up to the jump and from it on, "
+            "whose times have gradients."
         )
     jumps = plain(jumps)
     if jumps.dim() != 1 or not jumps.is_floating_point() or not torch.isfinite(jumps).all():

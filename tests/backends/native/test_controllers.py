@@ -263,7 +263,7 @@ def test_the_backward_pass_steps_there_too(gradient: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"controller": "pdi"}, "`controller` must be one of 'i', 'pi', 'pid'"),
+        ({"controller": "pdi"}, "`controller` must be one of 'i', 'pi'"),
         ({"min_step": 0.0}, "`min_step` must be finite and positive"),
         ({"max_step": math.inf}, "`max_step` must be finite and positive"),
         ({"first_step": -1.0}, "`first_step` must be finite and positive"),
