@@ -167,17 +167,16 @@ class Adaptive:
         finite = ratio + scale.amax(dim=1) < torch.inf  # False for NaN too
         accepted = finite & (ratio <= 1)
         before = self.blank(ratio) if memory is None else memory
-        most = torch.where(before[-1] > 0, 1.0, self.grow)  # facmax 1 after a rejection
         factor = self.factor(tableau, torch.where(finite, ratio, torch.inf))
-        taken = (step.t1 - step.t0).abs()  # shorter than `size` where the step was cut at t1
-        again = taken * factor.to(taken.dtype)
-        onward = torch.minimum(self._filtered(tableau, ratio, before, factor), most)
-        onward = taken * onward.to(taken.dtype)
-        cut = taken < size * (1 - 1e-9)  # at a stop: its error says nothing of full steps
-        longer = torch.maximum(taken * torch.minimum(factor, most).to(taken.dtype), size)
-        suggested = torch.where(accepted, torch.where(cut, longer, onward), again)
-        kept = torch.where(accepted, torch.where(cut, before, self._noted(ratio, before)),
-                           self.after_rejection(before))  # fmt: skip
+        taken = (step.t1 - step.t0).abs()  # shorter than `size` where the step was cut at a stop
+        suggested = taken * torch.minimum(factor, before[-1]).to(taken.dtype)
+        cut = accepted & (taken * (1 + 1e-9) < size)  # its error says nothing of full steps
+        longer = torch.maximum(suggested, size)
+        if self._n_errors:
+            smooth = torch.minimum(self._filtered(tableau, ratio, before), before[-1])
+            suggested = torch.where(accepted, taken * smooth.to(taken.dtype), suggested)
+        suggested = torch.where(cut, longer, suggested)
+        kept = self._noted(ratio, accepted, cut, before)
         return Verdict(accepted, self.limited(suggested, accepted, taken), finite, kept)
 
     def limited(self, size: Tensor, accepted: Tensor, taken: Tensor) -> Tensor:
@@ -197,12 +196,13 @@ class Adaptive:
     def blank(self, like: Tensor) -> Tensor:
         """What it remembers before the first step, [.., B].
 
-        Rows of the last errors, if it uses any; the last row says whether a step was rejected.
+        Rows of the last errors, if it uses any; the last row is the largest factor on the step.
 
         Args:
             like: Any tensor [B] in the dtype of the state.
         """
-        return torch.cat((like.new_ones(self._n_errors, len(like)), like.new_zeros(1, len(like))))
+        most = torch.full_like(like, self.grow).unsqueeze(0)
+        return torch.cat((like.new_ones(2, len(like)), most)) if self._n_errors else most
 
     def after_rejection(self, memory: Tensor) -> Tensor:
         """The memory of a step that does not count: of it only that the next may not be longer."""
@@ -212,15 +212,16 @@ class Adaptive:
     def _n_errors(self) -> int:
         return 0 if self.betas == (1.0, 0.0, 0.0) else 2
 
-    def _noted(self, ratio: Tensor, before: Tensor) -> Tensor:
-        """The memory after a full step that counts."""
-        errors = (ratio.clamp(min=1e-4), before[0])[: self._n_errors]
-        return torch.stack((*errors, torch.zeros_like(ratio)))
-
-    def _filtered(self, tableau: Tableau, ratio: Tensor, before: Tensor, plain: Tensor) -> Tensor:
-        """Factor on the step size from the errors of three accepted steps, [B]."""
+    def _noted(self, ratio: Tensor, accepted: Tensor, cut: Tensor, before: Tensor) -> Tensor:
+        """The memory after a step: its error if it counts and was a full one."""
+        most = torch.where(accepted, self.grow, torch.ones_like(ratio)).unsqueeze(0)
         if not self._n_errors:
-            return plain
+            return most
+        errors = torch.stack((ratio.clamp(min=1e-4), before[0]))
+        return torch.cat((torch.where(accepted & ~cut, errors, before[:-1]), most))
+
+    def _filtered(self, tableau: Tableau, ratio: Tensor, before: Tensor) -> Tensor:
+        """Factor on the step size from the errors of three accepted steps, [B]."""
         k = _error_order(tableau) + 1
         factor = torch.full_like(ratio, self.safety)
         for r, beta in zip((ratio, *before[:-1].unbind(0)), self.betas, strict=True):
