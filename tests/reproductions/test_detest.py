@@ -99,6 +99,24 @@ def test_evaluations_are_compared_at_the_same_error() -> None:
     assert detest.at_equal_error(own, other) == pytest.approx([2.0])
 
 
+def test_the_page_quotes_what_was_measured() -> None:
+    """Errors in tolerances and evaluations, method by method."""
+    root = Path(__file__).parents[2]
+    record = json.loads((root / "reproductions/results/detest/quick.json").read_text())
+    page = (root / "docs/methods.md").read_text().split("## Measured")[1]
+    runs = [Run(**each) for each in record["runs"]]
+    for method in detest.OURS:
+        cells = next(line for line in page.splitlines() if line.startswith(f"| `{method}`"))
+        quoted = [float(cell) for cell in cells.split("|")[2:8] if cell.strip()]
+        measured = []
+        for tolerance in record["config"]["asked"]:
+            own = [r for r in runs if (r.who, r.tolerance) == (f"ctflow {method}", tolerance)]
+            errors = [max(r.error, 1e-15) / tolerance for r in own]
+            evaluations = [float(r.evaluations) for r in own]
+            measured += [detest.geometric_mean(x) for x in (errors, evaluations) if x]
+        assert quoted == pytest.approx(measured, rel=0.05)
+
+
 def test_the_smoke_preset_writes_its_files(tmp_path: Path) -> None:
     """Two problems; errors are SciPy's, whose steps are ours."""
     for module in ("matplotlib", "scipy", "torchdiffeq"):
