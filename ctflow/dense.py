@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ctflow.errors import InvalidProblem
 from ctflow.state import Layout, flatten_args, leaves_of
+from ctflow.transforms import is_batched, least, plain
 
 __all__ = ["DenseSolution"]
 
@@ -166,13 +167,15 @@ class DenseSolution:
         start, end = self.start.unsqueeze(1), self.end.unsqueeze(1)
         low, high = torch.minimum(start, end), torch.maximum(start, end)
         room = slack * torch.maximum(low.abs(), high.abs())
-        inside = (own >= low - room) & (own <= high + room)
+        inside = least((own >= low - room) & (own <= high + room))
         if not bool(inside.all()):
             b, i = (~inside).nonzero()[0].tolist()
             who = f" of sample {b}" if self.layout.per_sample else ""
+            least_t, most_t = float(plain(low)[b]), float(plain(high)[b])
+            got = "one of torch.vmap" if is_batched(own) else repr(float(plain(own)[b, i]))
             raise InvalidProblem(
-                f"`t` must lie within [{float(low[b]):g}, {float(high[b]):g}]{who}, got "
-                f"{float(own[b, i])!r} at index {i}. Solve over a longer interval."
+                f"`t` must lie within [{least_t:g}, {most_t:g}]{who}, got {got} at index {i}. "
+                "Solve over a longer interval."
             )
         return own
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.event import Event, checked_events
 from ctflow.state import State, leaves_of
+from ctflow.transforms import any_batched, is_moving, plain
 
 __all__ = ["ODEProblem"]
 
@@ -166,11 +167,6 @@ def _takes(call: object, n: int) -> bool:
 
 def _check_state(y0: object, batched: bool) -> Tensor:
     leaves = leaves_of(y0)
-    if any(isinstance(x, Tensor) and torch._C._functorch.is_batchedtensor(x) for x in leaves):  # pyright: ignore
-        raise Unsupported(
-            "torch.vmap over a solve is not offered: every sample would have to take the same "
-            "steps. Make the batch dimension 0 of `y0` and use Solver(coupling='per_sample')."
-        )
     if not leaves:
         raise InvalidProblem("`y0` must hold a tensor, got none. Pass the initial state.")
     for i, leaf in enumerate(leaves):
@@ -219,13 +215,14 @@ def _check_leaf(leaf: object, name: str) -> None:
 
 
 def _check_finite(leaf: Tensor, name: str) -> None:
-    if math.isfinite(abs(leaf.detach().sum())):  # one pass; a sum may overflow where no element did
+    leaf = plain(leaf)
+    if math.isfinite(abs(leaf.sum())):  # one pass; a sum may overflow where no element did
         return
-    bad = ~torch.isfinite(leaf.detach())
+    bad = ~torch.isfinite(leaf)
     if bad.any():
         where = bad.nonzero()[0].tolist()
         raise InvalidProblem(
-            f"{name} must be finite, got {leaf.detach()[tuple(where)].item()} at index {where}"
+            f"{name} must be finite, got {leaf[tuple(where)].item()} at index {where}"
             f" ({int(bad.sum())} such elements). Clean the input."
         )
 
@@ -237,6 +234,12 @@ def _checked_times(t: object, first: Tensor, mask: Tensor | None) -> Tensor:
         raise InvalidProblem(
             f"`t` must be a tensor or a sequence of numbers, got {type(t).__name__}. "
             "Use torch.linspace or torch.tensor."
+        )
+    if any_batched([t, mask]):
+        raise Unsupported(
+            "torch.vmap over times is not offered: every call would have to take other steps, got "
+            "`t` or `mask` with another value in each. Make the batch dimension 0 of `y0`, give "
+            "`t` as [B, T] and use Solver(coupling='per_sample')."
         )
     if not t.is_floating_point():
         raise InvalidProblem(
@@ -258,17 +261,18 @@ def _checked_times(t: object, first: Tensor, mask: Tensor | None) -> Tensor:
             f"{list(first.shape)}. Make dimension 0 of `y0` the batch."
         )
     if mask is None:
-        _check_monotone(t.detach())
+        _check_monotone(plain(t))
         return t.to(first.device)
     counts = _checked_mask(mask, t)
     last = (counts - 1).to(t.device).unsqueeze(1)
     column = torch.arange(t.shape[1], device=t.device).expand_as(t)
     filled = t.gather(1, torch.minimum(column, last))
+    values = plain(filled)
     for n in counts.unique().tolist():
         if n > 1:
             rows = (counts == n).nonzero().flatten()
-            _check_monotone(filled.detach()[rows.to(t.device), :n], rows)
-    _check_all_finite(filled.detach())
+            _check_monotone(values[rows.to(t.device), :n], rows)
+    _check_all_finite(values)
     return filled.to(first.device)
 
 
@@ -299,7 +303,7 @@ def _checked_mask(mask: object, t: Tensor) -> Tensor:
 def _times_of_numbers(t: Sequence[object], first: Tensor, name: str = "`t`") -> Tensor:
     dtype = torch.float32 if first.device.type == "mps" else torch.float64  # MPS has no float64
     try:
-        if any(isinstance(x, Tensor) and x.requires_grad for x in leaves_of(t)):
+        if any(isinstance(x, Tensor) and is_moving(x) for x in leaves_of(t)):
             raise ValueError  # torch.tensor would copy the numbers and lose the gradient
         return torch.tensor(t, dtype=dtype, device=first.device)
     except (TypeError, ValueError, RuntimeError):
@@ -315,11 +319,13 @@ def _checked_jumps(jumps: object, first: Tensor) -> Tensor | None:
         return None
     if not isinstance(jumps, Tensor):
         jumps = _times_of_numbers(list(cast("Iterable[object]", jumps)), first, "`jump_t`")
-    if jumps.requires_grad:
+    elif is_moving(jumps) or any_batched([jumps]):
         raise Unsupported(
-            "`jump_t` must not require a gradient: the places of jumps are constants of a solve. "
-            "Detach it; or solve up to the jump and from it on, whose times have gradients."
+            "`jump_t` must not require a gradient, nor differ under torch.vmap: the places of "
+            "jumps are constants of a solve. Detach it; or solve up to the jump and from it on, "
+            "whose times have gradients."
         )
+    jumps = plain(jumps)
     if jumps.dim() != 1 or not jumps.is_floating_point() or not torch.isfinite(jumps).all():
         raise InvalidProblem(
             f"`jump_t` must be [J] finite times of floating dtype, got {jumps!r:.80}. "

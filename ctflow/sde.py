@@ -9,8 +9,9 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
-from ctflow.errors import InvalidProblem
+from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
+from ctflow.transforms import active
 
 __all__ = ["BrownianPath", "Calculus", "Noise", "SDEProblem"]
 
@@ -58,6 +59,7 @@ class SDEProblem:
 
     Raises:
         InvalidProblem: For anything above that does not hold.
+        Unsupported: Under torch.func transforms and in forward mode.
 
     Example:
         >>> problem = SDEProblem(lambda t, y: -y, lambda t, y: 0.1 * y, torch.ones(7, 2), [0, 1.0])
@@ -90,6 +92,11 @@ class SDEProblem:
             raise InvalidProblem(
                 f"`y0` of an SDE must be [B, D], got shape {list(self.y0.shape)}. "
                 "Make dimension 0 the batch, and flatten the rest."
+            )
+        if active():
+            raise Unsupported(
+                "stochastic equations under torch.func transforms or in forward mode are not "
+                "offered. Use backward() or torch.autograd.grad; dimension 0 of `y0` is a batch."
             )
         t = drift.t
         if t.dim() == 2 or t.requires_grad or float(t[1]) < float(t[0]):

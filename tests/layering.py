@@ -29,6 +29,7 @@ _TOP = Place(10, frozenset(range(1, 10)))
 _MODULES = {
     "ctflow.errors": Place(1, frozenset()),
     "ctflow.state": Place(2, frozenset({1})),
+    "ctflow.transforms": Place(2, frozenset({1})),
     "ctflow.problem": Place(3, frozenset({1, 2})),
     "ctflow.sde": Place(3, frozenset({1, 2})),
     "ctflow.dense": Place(3, frozenset({1, 2})),

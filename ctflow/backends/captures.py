@@ -30,6 +30,7 @@ from ctflow.backends.places import Place, tensors_in
 from ctflow.errors import Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.state import flatten_args
+from ctflow.transforms import is_batched
 
 __all__ = [
     "Autocast",
@@ -38,6 +39,7 @@ __all__ = [
     "pull",
     "refuse",
     "refuse_second",
+    "refuse_several",
     "sequence_number",
 ]
 
@@ -290,6 +292,24 @@ def refuse(
     needed = tuple(x for x in inputs if x.requires_grad)
     apply: Callable[..., Tensor] = _Refusal.apply
     return tuple(None if g is None else apply(g, message, *needed) for g in gradients)
+
+
+def refuse_several(gradients: Iterable[Tensor | None], name: str) -> None:
+    """Refuse to pull back what torch.vmap, or a vectorised Jacobian, hands over all at once.
+
+    Args:
+        gradients: What a backward pass was given.
+        name: The gradient method, for the message.
+
+    Raises:
+        Unsupported: If they are several.
+    """
+    if any(g is not None and is_batched(g) for g in gradients):
+        raise Unsupported(
+            f"gradient={name!r} pulls back one gradient at a time, got several at once "
+            "(torch.vmap, is_grads_batched=True, vectorize=True). Take one after the other, or "
+            "use gradient='direct' on the native backend."
+        )
 
 
 def refuse_second(

@@ -15,6 +15,7 @@ from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import Resolved, Solution
 from ctflow.state import leaves_of
+from ctflow.transforms import active, touched
 
 __all__ = [
     "Backend",
@@ -31,6 +32,9 @@ __all__ = [
 
 Coupling: TypeAlias = Literal["shared", "per_sample"]
 Gradient: TypeAlias = Literal["direct", "checkpointed", "adjoint"]
+ControllerName: TypeAlias = Literal[
+    "i", "pi", "pi33", "pi42", "pi_dopri5", "h211pi", "h312pid", "pid"
+]
 
 _GRADIENTS: tuple[Gradient, ...] = ("checkpointed", "direct", "adjoint")  # in order of preference
 _COUPLINGS: tuple[Coupling, ...] = ("per_sample", "shared")
@@ -65,6 +69,7 @@ class Feature(Enum):
     COMPLEX = "complex states"
     RAGGED = "samples with different numbers of times"
     EVENTS = "events"
+    TRANSFORMS = "torch.func transforms and forward mode"
 
 
 @dataclass(frozen=True)
@@ -152,12 +157,23 @@ class Controller:
         return self.i + self.p + self.d, -(self.p + 2 * self.d), self.d
 
 
-# By the names of the field. "i": Hairer I, eq. II.4.13. "pi": Gustafsson 1991, ACM Trans. Math.
-# Softw. 17, as in Hairer II, section IV.2 (PI34 in Soderlind 2003). "pid": exponents 0.58, -0.21
-# and 0.1, the PID controller of SUNDIALS' ARKODE (Kennedy, Carpenter).
+# By the names of the field. The exponents of the last three errors, times -k, are
+# (i + p + d, -(p + 2 d), d). Soderlind 2003 as above; Soderlind, Wang 2006, Adaptive time-stepping
+# and computational stability, J. Comput. Appl. Math. 185.
 _CONTROLLERS = {
-    "i": Controller(),
+    "i": Controller(),  # Hairer I, eq. II.4.13
+    # 0.7, -0.4: Gustafsson 1991, ACM Trans. Math. Softw. 17; Hairer II, section IV.2; PI34.
     "pi": Controller(i=0.3, p=0.4),
+    # 2/3, -1/3 and 3/5, -1/5: Soderlind 2003, and Soderlind, Wang 2006. The second is PETSc's own
+    # choice; diffrax's documentation names all three.
+    "pi33": Controller(i=1 / 3, p=1 / 3),
+    "pi42": Controller(i=0.4, p=0.2),
+    # err^-(1/5 - 0.75 beta), err_before^beta with beta = 0.04 for k = 5: Hairer's dopri5.f.
+    "pi_dopri5": Controller(i=0.65, p=0.2),
+    # 1/6, 1/6, 0 and 1/18, 1/9, 1/18, filters for errors that are not smooth: Soderlind 2003.
+    "h211pi": Controller(i=1 / 3, p=-1 / 6),
+    "h312pid": Controller(i=2 / 9, p=-2 / 9, d=1 / 18),
+    # 0.58, -0.21, 0.1: the PID controller of SUNDIALS' ARKODE (Kennedy, Carpenter).
     "pid": Controller(i=0.47, p=0.01, d=0.1),
 }
 
@@ -184,7 +200,8 @@ class Solver:
         backward: The adjoint's own tolerances; None: the forward's.
         max_steps: Limit of attempted steps of one whole solve, forward; and again backward.
         max_events: Limit of events of one sample; only problems with events look at it.
-        controller: How adaptive steps follow the errors: "i" (the default), "pi", "pid", or a
+        controller: How adaptive steps follow the errors: "i" (the default), "pi", "pi33", "pi42",
+            "pi_dopri5", "h211pi", "h312pid" or "pid", which docs/methods.md compares; or a
             `Controller` with coefficients of your own.
         first_step: Size of the first adaptive step, in units of `t`; None finds one.
         min_step: Smallest adaptive step; a sample that needs a smaller one fails. Steps may be
@@ -211,7 +228,7 @@ class Solver:
     gradient: Gradient | None = None
     backward: Tolerances | None = None
     max_steps: int = 10_000
-    controller: Literal["i", "pi", "pid"] | Controller | None = None
+    controller: ControllerName | Controller | None = None
     first_step: float | None = None
     min_step: float | None = None
     max_step: float | None = None
@@ -414,6 +431,7 @@ def check(
         f"backend={other.name!r}"
         for other in others
         if other.name != backend.name
+        and (Feature.TRANSFORMS in other.features or not active())
         and not _reasons(problem, _for(problem, asked or solver, other), other)
     ]
     hint = f"Can do it: {', '.join(able)}." if able else "No installed backend can, as written."
@@ -445,6 +463,10 @@ def _reasons(problem: ODEProblem, solver: Solver, backend: Backend) -> list[str]
         reasons.append("it has no dense output")
     if leaves_of(problem.y0)[0].is_complex() and Feature.COMPLEX not in backend.features:
         reasons.append("it integrates no complex states; torch.view_as_real makes them real")
+    if Feature.TRANSFORMS not in backend.features and touched(
+        leaves_of((problem.y0, problem.t, problem.args, problem.params))
+    ):
+        reasons.append("it cannot be used under torch.func transforms or in forward mode")
     if problem.local_error and Feature.LOCAL_ERROR not in backend.features:
         reasons.append("it has no differentiable estimate of its local error")
     return reasons

@@ -8,7 +8,9 @@ follows from a.f obeying d(a.f)/dt = a.df/dt).
 
 Second derivatives are those of one midpoint step  y + h f(t + h/2, y + h/2 f(t, y))  of length
 h = 0 from the state at t: that method has order 2, so its first two derivatives by h are the
-solution's. Nothing is wrong beyond: a third differentiation is refused.
+solution's. Nothing is wrong beyond: a third differentiation is refused. Under torch.func's
+transforms and in forward mode that step is taken as it stands, with h the difference of t and its
+detached value.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.captures import refuse, refuse_second
+from ctflow.transforms import active
 
-__all__ = ["event_time", "shift"]
+__all__ = ["evaluations_of_shift", "event_time", "shift"]
 
 
 class Slope(Protocol):
@@ -50,8 +53,10 @@ def shift(
         States [B, N], equal to y. With `f` a second differentiation raises, without a third.
 
     Cost:
-        One evaluation of f; none with `f`.
+        One evaluation of f, none with `f`; under transforms two.
     """
+    if active():
+        return _small_step(field, t, y, sign)
     known: list[Tensor] = []
     if f is not None:
         known.append(_finite(f))
@@ -107,6 +112,24 @@ def event_time(
     moved = shift(field, first, y, 1.0, None, gradient)
     second = _Twice.apply(_Solved.apply(first, value(first, moved), slope, gradient))  # pyright: ignore
     return second, shift(field, second, y, 1.0, None, gradient)
+
+
+def evaluations_of_shift() -> int:
+    """How many evaluations of f a `shift` without `f` takes."""
+    return 2 if active() else 1
+
+
+def _small_step(field: Slope, t: Tensor, y: Tensor, sign: float) -> Tensor:
+    """The midpoint step of length zero, every operation of it recorded, in either mode."""
+    start = t.detach()
+    zero = t - start
+    h = (sign * zero).to(y.dtype).unsqueeze(1)
+    middle = y + 0.5 * h * _where_finite(field(start.to(y.dtype), y))
+    return y + h * _where_finite(field((start + 0.5 * zero).to(y.dtype), middle))
+
+
+def _where_finite(f: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(f).all(dim=1, keepdim=True), f, 0.0)
 
 
 def _finite(f: Tensor) -> Tensor:

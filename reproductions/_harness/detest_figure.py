@@ -77,7 +77,8 @@ def work_and_precision(runs: Sequence[Run]) -> Figure:
         panel.grid(alpha=0.3)
     for panel in panels[len(classes) :]:
         panel.set_visible(False)
-    panels[len(classes) - 1].legend(fontsize=7, ncols=2)
+    handles, labels = panels[len(classes) - 1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6)
     return figure
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from ctflow import ODEProblem, Solution, Solver, solve
@@ -25,6 +27,7 @@ __all__ = [
     "reference",
     "reference_second",
     "second_of",
+    "tangent_of",
 ]
 
 
@@ -107,6 +110,30 @@ def second_of(trial: Trial, solver: Solver) -> tuple[Tensor, ...]:
     product = torch.stack([(g * v).sum() for g, v in zip(first, along, strict=True)]).sum()
     found = torch.autograd.grad(product, inputs, allow_unused=True, materialize_grads=True)
     return tuple(found)
+
+
+def tangent_of(trial: Trial, solver: Solver) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Derivative of the loss along a fixed vector, in forward mode, and that vector."""
+    problem = trial.problem
+    along = [torch.linspace(-1, 1, x.numel(), dtype=FLOAT).reshape(x.shape) for x in trial.inputs]
+    with forward_ad.dual_level():
+        pairs = zip(trial.inputs, along, strict=True)
+        duals = {id(x): forward_ad.make_dual(x.detach(), v) for x, v in pairs}
+
+        def dual(x: Any) -> Any:  # noqa: ANN401
+            return duals.get(id(x), x.detach()) if isinstance(x, Tensor) else x
+
+        params = {name: dual(x) for name, x in problem.f.named_parameters()}  # pyright: ignore
+
+        def f(t: Tensor, y: Any, args: Any) -> Any:  # noqa: ANN401
+            return functional_call(problem.f, params, (t, y, args))  # pyright: ignore
+
+        y0, args = (pytree.tree_map(dual, x) for x in (problem.y0, problem.args))
+        moved = ODEProblem(f, y0, dual(problem.t), args=args, batched=problem.batched)
+        found = forward_ad.unpack_dual(replace(trial, problem=moved).loss(solver)).tangent
+    if found is None:
+        raise AssertionError("the tangent was lost")
+    return found, tuple(along)
 
 
 @dataclass(frozen=True)

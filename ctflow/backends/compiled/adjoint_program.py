@@ -20,7 +20,7 @@ from ctflow.backends.adjoint import (
     effect_of_drift,
     size_of,
 )
-from ctflow.backends.compiled.controls import judge, remembered, with_values
+from ctflow.backends.compiled.controls import judge, memory_before, with_values
 from ctflow.backends.compiled.forward_program import stops_from
 from ctflow.backends.compiled.rewrite import improved, outputs_of, split_constant
 from ctflow.backends.compiled.trace import Traced, graph_of
@@ -201,11 +201,10 @@ class AdjointPhases:
                 probe = Sided(probe, stops, -span.direction)
         f = first(t.to(both.dtype), both)
         step, n_probes = quadrature.first(probe, self.tableau, span, both, f)
-        memory = remembered(control, self.tableau, t, both)
         n_evals = n_probes + 1 if n_probes or self.carries else 0
         ticks = torch.zeros((2, t.shape[0]), dtype=torch.int64, device=t.device)
         ticks = torch.cat((torch.full_like(ticks[:1], n_evals), ticks))
-        clock = torch.cat((torch.stack((t, step)), t.new_ones((memory, len(t)))))
+        clock = torch.cat((torch.stack((t, step)), memory_before(control, self.tableau, t, both)))
         carry = [head.clone(), clock, ticks, both]
         if self.carries:
             carry += [f, *quadrature.place_of(f).shares]
@@ -282,7 +281,8 @@ class AdjointPhases:
         for total, part in zip((*totals, *estimates), added, strict=True):
             total.add_(torch.where(moved.any(), part, 0.0))
 
-        memory = torch.where(arrived, 1.0, memory)  # native's loop begins anew
+        anew = memory_before(control, tableau, t, both)
+        memory = torch.where(arrived, anew, memory)  # native's loop begins anew
         jumped = torch.cat([stored, a + _pick(constants.g, goal)], dim=1)
         evals, done, n_rejected = ticks.unbind(0)
         per_step = tableau.stages - self.carries

@@ -41,6 +41,7 @@ _FEATURES = frozenset(Feature) - {
     Feature.COMPLEX,
     Feature.RAGGED,
     Feature.EVENTS,
+    Feature.TRANSFORMS,
 }
 
 

@@ -16,7 +16,14 @@ from ctflow.backends.native.tableau import Tableau
 from ctflow.backends.protocol import Solver
 from ctflow.errors import Unsupported
 
-__all__ = ["control_key", "control_values", "judge", "remembered", "usual_control", "with_values"]
+__all__ = [
+    "control_key",
+    "control_values",
+    "judge",
+    "memory_before",
+    "usual_control",
+    "with_values",
+]
 
 
 class _Known(NamedTuple):
@@ -117,8 +124,8 @@ def _values_of(control: Control) -> tuple[str, ...]:
     return getattr(control, "VALUES", ())
 
 
-def remembered(control: Control, tableau: Tableau, t: Tensor, y: Tensor) -> int:
-    """How many numbers of each sample a control remembers from step to step.
+def memory_before(control: Control, tableau: Tableau, t: Tensor, y: Tensor) -> Tensor:
+    """What a control remembers before the first step, [M, B], in time's dtype.
 
     Args:
         control: The control.
@@ -126,12 +133,12 @@ def remembered(control: Control, tableau: Tableau, t: Tensor, y: Tensor) -> int:
         t: Times, [B].
         y: State, [B, N].
     """
-    if isinstance(control, Adaptive) and control.betas == (1.0, 0.0, 0.0):
-        return 0
+    if isinstance(control, Adaptive):
+        return control.blank(y[:, 0]).to(t.dtype)
     rest = torch.zeros_like(y)
     step = Step(t, t, y, y, rest[:, :1], (rest,) * tableau.stages)
     memory = control.judge(tableau, step, torch.ones_like(t)).memory
-    return 0 if memory is None else memory.reshape(-1, len(t)).shape[0]
+    return t.new_ones((0, len(t)) if memory is None else memory.shape)
 
 
 def _hashable(value: object) -> object:
@@ -150,7 +157,7 @@ def judge(
         tableau: The method.
         step: The step.
         size: Its size, [B].
-        memory: What it remembers, [M, B], M as `remembered` says; ones before the first step.
+        memory: What it remembers, [M, B], as `memory_before` begins it.
     """
     if not len(memory):
         return control.judge(tableau, step, size), memory

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ctflow.backends.compiled.controls import control_values, remembered
+from ctflow.backends.compiled.controls import control_values, memory_before
 from ctflow.backends.compiled.forward_program import Forward, ForwardProgram, Head, Summary
 from ctflow.backends.compiled.job import RECORD_NAMES, Job, family_of, rest_of
 from ctflow.backends.compiled.keep import split
@@ -89,7 +89,7 @@ def forward(job: Job, y: Tensor) -> Found:
         return _module(job, sketch, fakes, 3 + len(shapes))
 
     if family.memory is None:
-        family.memory = remembered(job.control, tableau, times[:, 0], y)
+        family.memory = len(memory_before(job.control, tableau, times[:, 0], y))
     clock, ticks = _blank(batch, family.memory, times.dtype, y.device)
     max_steps, steps = job.solver.max_steps, 0
     out: Tensor | None = None

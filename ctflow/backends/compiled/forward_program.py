@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
-from ctflow.backends.compiled.controls import judge, with_values
+from ctflow.backends.compiled.controls import judge, memory_before, with_values
 from ctflow.backends.compiled.rewrite import improved, outputs_of, split_constant
 from ctflow.backends.compiled.trace import Traced, graph_of
 from ctflow.backends.compiled.trial import Looped, loop
@@ -133,6 +133,7 @@ class Forward:
         size, n_probes = control.first(probe, self.tableau, span, y, f)
         self.probes.append(n_probes)
         size = torch.where(fresh, size, clock[1])
+        memory = memory_before(control, self.tableau, t, y)
         largest = y.abs().amax(1).to(t.dtype) if self.watch else torch.zeros_like(t)
         largest = torch.maximum(largest, torch.where(fresh, 0.0, clock[2]))
         bad = (ticks[0] == Status.OK) & ~torch.isfinite(f).all(dim=1)
@@ -143,7 +144,7 @@ class Forward:
             t1,
             direction,
             torch.cat((steps, torch.zeros_like(steps))),
-            torch.cat((torch.stack((t, size, largest)), torch.where(fresh, 1.0, clock[3:]))),
+            torch.cat((torch.stack((t, size, largest)), torch.where(fresh, memory, clock[3:]))),
             torch.stack((status, done, ticks[2])),
             y.clone(),
             f if self.carries else f.new_empty(0),

@@ -10,7 +10,6 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ctflow.backends.captures import Autocast, Captures, sequence_number
 from ctflow.backends.events import EventFunctions
@@ -26,13 +25,15 @@ from ctflow.backends.native.methods import IMPLICIT, METHODS
 from ctflow.backends.native.observers import KeepCourse, LocalError
 from ctflow.backends.native.stiffness import explained
 from ctflow.backends.native.stops import Stops
+from ctflow.backends.native.transformed import refused, steps_are_given
 from ctflow.backends.protocol import Feature, Solver, resolved
-from ctflow.backends.times import shift
+from ctflow.backends.times import evaluations_of_shift, shift
 from ctflow.dense import DenseSolution
-from ctflow.errors import InvalidProblem, Unsupported
+from ctflow.errors import InvalidProblem
 from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, GradientReport, Resolved, Solution, Stats
 from ctflow.state import Layout, leaves_of
+from ctflow.transforms import active, is_moving, plain
 
 __all__ = ["NativeBackend", "adaptive_or_fixed", "backward_control", "counted", "stops_of"]
 
@@ -104,7 +105,14 @@ class NativeBackend:
             reasons.append("it finds no events in half precision, whose rounding hides their sign")
         if problem.local_error and problem.event is not None:
             reasons.append("it sums no `local_error` through events")
-        return reasons
+        if problem.event is not None and active():
+            reasons.append(
+                "it finds no events under torch.func transforms or in forward mode, which its "
+                "derivatives of event functions would not see; backward() and torch.autograd.grad "
+                "work, and gradient='direct' has second derivatives too"
+            )
+        given = solver.step is not None if self.control is None else steps_are_given(self.control)
+        return reasons + refused(problem, solver, given)
 
     def solve(self, problem: ODEProblem, solver: Solver) -> Solution:
         """Solve with complete settings; see `ctflow.backends.Backend.solve`."""
@@ -115,14 +123,14 @@ class NativeBackend:
         tableau = self.tableau or _KNOWN[str(solver.method)]
         layout = Layout.of(problem.y0, per_sample=solver.coupling == "per_sample")
         field = Field(problem, layout)
-        _refuse_forward_mode(problem.t)
         times = _own_dtype(problem.t).expand(layout.batch, -1)
+        grid = plain(times)
         plan = Integration(
             tableau,
             self.control or adaptive_or_fixed(solver, counted(problem, layout), layout.size),
-            times.detach(),
+            grid,
             solver.max_steps,
-            stops=stops_of(problem, solver, times),
+            stops=stops_of(problem, solver, grid),
         )
         y0 = layout.pack(problem.y0)
         if y0.is_inference() and not torch.is_inference_mode_enabled():
@@ -138,7 +146,7 @@ class NativeBackend:
         course = KeepCourse(field, tableau) if problem.dense else None
         checkpoint = partial(checkpointed.run, errors=errors, course=course)
         differentiate = _Adjoint(solver, report) if by_adjoint else checkpoint
-        direct_only = solver.gradient == "direct"
+        direct_only = solver.gradient == "direct" or (active() and is_moving(times))
         autocast = Autocast.now(layout.device.type)
         # A cast of a parameter that an earlier solve left in autocast's cache would look captured.
         again = nullcontext() if direct_only or not autocast.enabled else autocast.again()
@@ -161,7 +169,7 @@ class NativeBackend:
         dense = None
         if outcome.course is not None and not outcome.stops:
             used = [row for row in tableau.p if any(row)]
-            dense = DenseSolution(layout, *outcome.course, times.detach().new_tensor(used))
+            dense = DenseSolution(layout, *outcome.course, grid.new_tensor(used))
         return Solution(
             problem.t, y, outcome.status, stats, explained(field, plan, y0, outcome),
             None, report, error, dense,
@@ -181,7 +189,6 @@ class NativeBackend:
             with torch.inference_mode(False), torch.no_grad():
                 y0, times = y0.clone(), times.clone()
                 return self._hybrid(problem, solver, plan._replace(grid=times), field, y0, times)
-        _refuse_transforms(y0)
         gradient, control = str(solver.gradient), plan.control
         autocast = Autocast.now(field.layout.device.type)
 
@@ -269,27 +276,6 @@ class _Share(Stats):
             self._whole.backward = Counts(*(a + b for a, b in both))
 
 
-def _refuse_transforms(y0: Tensor) -> None:
-    """The place of an event is found by plain derivatives, which a transform would not see."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(y0) or (  # pyright: ignore
-        forward_ad.unpack_dual(y0).tangent is not None
-    ):
-        raise Unsupported(
-            "events under torch.func transforms or in forward mode are not offered. Use backward() "
-            "or torch.autograd.grad; gradient='direct' has second derivatives too."
-        )
-
-
-def _refuse_forward_mode(t: Tensor) -> None:
-    """Times have gradients in reverse mode; anything else would silently see constants."""
-    transformed = torch._C._functorch.is_functorch_wrapped_tensor(t) and t.requires_grad  # pyright: ignore
-    if transformed or forward_ad.unpack_dual(t).tangent is not None:
-        raise Unsupported(
-            "derivatives of `t` under torch.func transforms or in forward mode are not offered. "
-            "Use backward() or torch.autograd.grad, which give them for every time."
-        )
-
-
 class _Recomputing(Protocol):
     """A gradient method whose backward pass evaluates f again."""
 
@@ -333,22 +319,17 @@ def _run(
 
     `differentiate` None means through autograd's own graph of the steps.
     """
-    if not torch.is_grad_enabled():
+    gradient, moving = str(solver.gradient), is_moving(times)
+    if not (torch.is_grad_enabled() or (moving and active())):
         with torch.inference_mode(False), torch.no_grad():  # inference tensors hide what f changes
             out, outcome, unfinished = _plain(plan, field, y0, None, kept)
         return (out.clone() if torch.is_inference_mode_enabled() else out), outcome, unfinished
-    gradient, moving = str(solver.gradient), times.requires_grad
     if differentiate is None:
         after, before = plan.beside(field, after=True), plan.beside(field, after=False)
         start = shift(after, times[:, 0], y0, -1.0, None, gradient) if moving else y0
         out, outcome = direct.run(plan, field, start, *kept)
-        outcome.counts.n_f_evals.add_(moving)
+        outcome.counts.n_f_evals.add_(moving * evaluations_of_shift())
         return attach(before, times, y0, out, outcome, gradient), outcome, []
-    if torch._C._functorch.is_functorch_wrapped_tensor(y0):  # pyright: ignore
-        raise Unsupported(
-            f"gradient={gradient!r} cannot be used under torch.func transforms: its backward pass "
-            "is not a function of its inputs alone. Use gradient='direct'."
-        )
     captures = Captures(problem, field)
     leaf = y0.detach().requires_grad_()
     marker = sequence_number()

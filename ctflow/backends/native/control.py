@@ -50,7 +50,9 @@ class Control(Protocol):
     """Chooses step sizes. All tensors are detached: no gradient passes through a control.
 
     A control may say in an attribute `VALUES` which of its fields are numbers or tensors that a
-    compiled program takes as inputs; every other field is part of the program.
+    compiled program takes as inputs; every other field is part of the program. One whose steps
+    are known beforehand, whatever the solution, says `GIVEN = True`: they may be taken under
+    torch.vmap.
     """
 
     def first(
@@ -79,7 +81,8 @@ class Adaptive:
     """Control of the local error: accept where  r = rms(err / (atol + rtol |y|)) <= 1.
 
     The next step is  h safety r_n^(-b1 / k) r_(n-1)^(-b2 / k) r_(n-2)^(-b3 / k)  long, where the
-    embedded solution is of order k - 1; after a rejected step h safety r^(-1 / k).
+    embedded solution is of order k - 1; after a rejected step h safety r^(-1 / k), and the step
+    after the repeated one is not longer than that.
 
     Args:
         rtol: Relative tolerance.
@@ -88,15 +91,15 @@ class Adaptive:
         shrink: Smallest factor from one step to the next.
         grow: Largest factor from one step to the next.
         counted: Ranges of the variables that are in the norm; None means all of them.
-        betas: b1, b2 and b3; (1, 0, 0) is integral control, which never shortens a step after one
-            that was accepted.
+        betas: b1, b2 and b3; (1, 0, 0) is integral control.
         least: Smallest step, in units of time; a sample that needs a smaller one is given up.
         most: Largest step.
         first_size: Size of the first step; None finds one.
 
     Source:
         Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, section II.4, eq. 4.11
-        to 4.13, and its starting step size (page 169). |y| is the larger of both ends. For the
+        to 4.13, what follows it on the step after a rejection, and its starting step size (page
+        169). |y| is the larger of both ends. For the
         filter, Soderlind 2003, Digital filters in adaptive time-stepping, ACM Trans. Math. Softw.
         29; that errors are not remembered as less than 1e-4 is from Hairer's dopri5.f.
     """
@@ -172,20 +175,17 @@ class Adaptive:
             ratio = blended(ratio, self._rms(combine(tableau.e_low, step.k) * step.h / scale))
         finite = ratio + scale.amax(dim=1) < torch.inf  # False for NaN too
         accepted = finite & (ratio <= 1)
+        before = self.blank(ratio) if memory is None else memory
         factor = self.factor(tableau, torch.where(finite, ratio, torch.inf))
-        taken = (step.t1 - step.t0).abs()  # shorter than `size` where the step was cut at t1
-        suggested = taken * factor.to(taken.dtype)
-        kept = None
-        if self.betas == (1.0, 0.0, 0.0):
-            suggested = torch.where(accepted, torch.maximum(suggested, size), suggested)
-        else:
-            cut = taken < size * (1 - 1e-9)  # at a stop: its error says nothing of full steps
-            before = torch.ones(2, *ratio.shape).to(ratio) if memory is None else memory
-            smooth = taken * self._filtered(tableau, ratio, before).to(taken.dtype)
-            smooth = torch.where(cut, torch.maximum(suggested, size), smooth)
-            suggested = torch.where(accepted, smooth, suggested)
-            now = torch.stack((ratio.clamp(min=1e-4), before[0]))
-            kept = torch.where(accepted & ~cut, now, before)
+        taken = (step.t1 - step.t0).abs()  # shorter than `size` where the step was cut at a stop
+        suggested = taken * torch.minimum(factor, before[-1]).to(taken.dtype)
+        cut = accepted & (taken * (1 + 1e-9) < size)  # its error says nothing of full steps
+        longer = torch.maximum(suggested, size)
+        if self._n_errors:
+            smooth = torch.minimum(self._filtered(tableau, ratio, before), before[-1])
+            suggested = torch.where(accepted, taken * smooth.to(taken.dtype), suggested)
+        suggested = torch.where(cut, longer, suggested)
+        kept = self._noted(ratio, accepted, cut, before)
         return Verdict(accepted, self.limited(suggested, accepted, taken), finite, kept)
 
     def limited(self, size: Tensor, accepted: Tensor, taken: Tensor) -> Tensor:
@@ -202,11 +202,38 @@ class Adaptive:
         least = self.least * (1 + 1e-6)  # t + h - t is not quite h
         return torch.where(~accepted & (taken <= least), 0.0, within)
 
+    def blank(self, like: Tensor) -> Tensor:
+        """What it remembers before the first step, [.., B].
+
+        Rows of the last errors, if it uses any; the last row is the largest factor on the step.
+
+        Args:
+            like: Any tensor [B] in the dtype of the state.
+        """
+        most = torch.full_like(like, self.grow).unsqueeze(0)
+        return torch.cat((like.new_ones(2, len(like)), most)) if self._n_errors else most
+
+    def after_rejection(self, memory: Tensor) -> Tensor:
+        """The memory of a step that does not count: of it only that the next may not be longer."""
+        return torch.cat((memory[:-1], torch.ones_like(memory[-1:])))
+
+    @property
+    def _n_errors(self) -> int:
+        return 0 if self.betas == (1.0, 0.0, 0.0) else 2
+
+    def _noted(self, ratio: Tensor, accepted: Tensor, cut: Tensor, before: Tensor) -> Tensor:
+        """The memory after a step: its error if it counts and was a full one."""
+        most = torch.where(accepted, self.grow, torch.ones_like(ratio)).unsqueeze(0)
+        if not self._n_errors:
+            return most
+        errors = torch.stack((ratio.clamp(min=1e-4), before[0]))
+        return torch.cat((torch.where(accepted & ~cut, errors, before[:-1]), most))
+
     def _filtered(self, tableau: Method, ratio: Tensor, before: Tensor) -> Tensor:
         """Factor on the step size from the errors of three accepted steps, [B]."""
         k = _error_order(tableau) + 1
         factor = torch.full_like(ratio, self.safety)
-        for r, beta in zip((ratio, *before.unbind(0)), self.betas, strict=True):
+        for r, beta in zip((ratio, *before[:-1].unbind(0)), self.betas, strict=True):
             factor = factor * _power(r, -beta / k) if beta else factor
         return factor.nan_to_num(self.grow).clamp(self.shrink, self.grow)
 
@@ -233,6 +260,7 @@ class Fixed:
     size: float | Tensor
 
     VALUES: ClassVar[tuple[str, ...]] = ("size",)
+    GIVEN: ClassVar[bool] = True
 
     def first(
         self, field: FlatField, tableau: Method, span: Span, y0: Tensor, f0: Tensor
@@ -266,6 +294,7 @@ class OnGrid:
     nodes: Tensor
 
     VALUES: ClassVar[tuple[str, ...]] = ("nodes",)
+    GIVEN: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse what is no grid."""

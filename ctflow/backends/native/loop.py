@@ -15,7 +15,9 @@ from ctflow.backends.native.method import Method
 from ctflow.backends.native.observers import KeepCourse, Observer, SaveAt
 from ctflow.backends.native.step import FlatField, Step, rk_step
 from ctflow.backends.native.stops import Sided, Stops
+from ctflow.backends.native.transformed import plain_verdict, refuse_mapped
 from ctflow.solution import Counts, Status, Stop
+from ctflow.transforms import active, least, plain
 
 __all__ = ["Integration", "Outcome", "Seen", "Watch", "cut", "integrate", "resolution"]
 
@@ -294,8 +296,9 @@ def _first_size(
     if plan.stops is not None:  # its probe stays before the first jump
         span = span._replace(t1=plan.stops.next_after(span.t0, span))
         field = Sided(field, plan.stops, -span.direction)
+    refuse_mapped(plan.control, (y0, f0))
     size, n_probes = plan.control.first(field, plan.tableau, span, y0, f0)
-    return size.detach(), n_probes  # of tangents, which `no_grad` lets through
+    return plain(size), n_probes
 
 
 @torch.no_grad()
@@ -303,8 +306,7 @@ def _judge(plan: Integration, step: Step, place: _Place) -> Verdict:
     known = () if place.memory is None else (place.memory,)
     verdict = plan.control.judge(plan.tableau, step, place.size, *known)
     # `no_grad` lets the tangents of forward mode through.
-    memory = None if verdict.memory is None else verdict.memory.detach()
-    return Verdict(verdict.accepted, verdict.size.detach(), verdict.finite, memory)
+    return plain_verdict(verdict, plan.control) if active() else verdict
 
 
 def _end(plan: Integration, span: Span, rows: _Rows, place: _Place) -> Tensor:
@@ -356,7 +358,7 @@ def _drop_bad_starts(rows: _Rows, place: _Place) -> _Place:
     """Give up samples whose f is not finite at the start: no step could help."""
     if place.f0 is None:
         return place
-    bad = ~torch.isfinite(place.f0).all(dim=1)
+    bad = ~least(torch.isfinite(place.f0).all(dim=1))
     if not bool(bad.any()):
         return place
     return _fail(rows, bad, torch.full_like(rows.status, Status.NON_FINITE), place)
@@ -392,7 +394,7 @@ def _fail(rows: _Rows, who: Tensor, status: Tensor, place: _Place) -> _Place:
     """Retire failed samples and put each in the place of one that is well, if there is one."""
     rows.status = torch.where(who, status, rows.status)
     for sample in who.nonzero().flatten().tolist():
-        f_is_finite = place.f0 is None or bool(torch.isfinite(place.f0[sample]).all())
+        f_is_finite = place.f0 is None or bool(least(torch.isfinite(place.f0[sample]).all()))
         rows.stood.append(place.y[sample].detach().clone())
         rows.stops.append(
             Stop(sample, float(place.t[sample]), float(place.size[sample]), f_is_finite)

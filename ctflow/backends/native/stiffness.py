@@ -16,6 +16,7 @@ from ctflow.backends.native.step import FlatField
 from ctflow.backends.native.tableau import Tableau
 from ctflow.errors import CtflowError
 from ctflow.solution import Status, Stop
+from ctflow.transforms import active
 
 __all__ = ["explained", "fastest_decay", "stability_bound"]
 
@@ -38,8 +39,8 @@ def explained(
     Cost:
         For a solve that failed, at most 30 vector-Jacobian products; else nothing.
     """
-    if not outcome.stops:
-        return ()
+    if not outcome.stops or active():
+        return outcome.stops
     first = outcome.stops[0]
     value = _stiffness(field, plan, y0, outcome, first)
     return (replace(first, stiffness=value), *outcome.stops[1:])

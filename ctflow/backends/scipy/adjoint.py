@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.adjoint import AdjointField, RanAway, conclude, walk
-from ctflow.backends.captures import Autocast, Captures, refuse_second
+from ctflow.backends.captures import Autocast, Captures, refuse_second, refuse_several
 from ctflow.backends.field import Field
 from ctflow.backends.scipy.course import Plan, Stopped, Tally, follow
 from ctflow.backends.scipy.forward import Forward
@@ -85,6 +85,7 @@ class _Adjoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
         """Solve the adjoint equation."""
+        refuse_several(gradients, "adjoint")
         out, *inputs = ctx.saved_tensors  # also checks that nothing was changed in place
         with torch.no_grad(), ctx.autocast.again():
             found = _pull_back(ctx.job, out.detach(), gradients[0])

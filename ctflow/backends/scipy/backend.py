@@ -127,7 +127,7 @@ class ScipyBackend:
         layout = Layout.of(problem.y0, per_sample=False)
         if layout.device.type != "cpu":
             _warn_of_copies(layout.device.type)
-        refuse_transforms(problem.t)
+        refuse_transforms(problem.t, around=True)
         report = GradientReport()
         y0, times = layout.pack(problem.y0), problem.t
         times = times if times.device.type == "mps" else times.double()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ctflow.backends.captures import Captures, pull
 from ctflow.backends.field import Field
@@ -16,6 +15,7 @@ from ctflow.backends.scipy.slope import Array, StateSlope, array, tensor, time
 from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, Status, Stop
+from ctflow.transforms import active, touched
 
 __all__ = ["Forward", "refuse_transforms"]
 
@@ -130,14 +130,17 @@ class Forward:
         return tuple(torch.tensor([t], dtype=torch.float64) for t in self._trace)
 
 
-def refuse_transforms(x: Tensor) -> None:
+def refuse_transforms(x: Tensor, around: bool = False) -> None:
     """Refuse a tensor whose derivative NumPy would silently take for zero.
+
+    Args:
+        x: The tensor.
+        around: Refuse a transform around the call too, where a gradient may be wanted.
 
     Raises:
         Unsupported: If it is a dual number of forward mode, or wrapped by torch.func.
     """
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
-    if wrapped or forward_ad.unpack_dual(x).tangent is not None:
+    if touched([x]) or (around and active() and torch.is_grad_enabled()):
         raise Unsupported(
             "backend 'scipy' works in NumPy, where neither torch.func transforms nor forward mode "
             "can follow. Use backward() or torch.autograd.grad, or backend='native'."

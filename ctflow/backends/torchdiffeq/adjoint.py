@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ctflow.backends.captures import Captures, refuse_second, sequence_number
+from ctflow.backends.captures import Captures, refuse_second, refuse_several, sequence_number
 from ctflow.backends.field import Field
 from ctflow.backends.times import shift
 from ctflow.backends.torchdiffeq.forward import complete, plain
@@ -194,6 +194,7 @@ class _Adjoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # noqa: ANN401
         """Let torchdiffeq solve the adjoint equation."""
+        refuse_several(gradients, "adjoint")
         saved = ctx.saved_tensors  # also checks that nothing was changed in place
         (g,) = gradients
         if g is None:

@@ -106,6 +106,28 @@ def test_second_derivatives_are_right() -> None:
     check_close(second, (4 * size).detach(), rtol=1e-7)
 
 
+@couplings
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+def test_forward_mode_is_right(coupling: Any) -> None:  # noqa: ANN401
+    """Of state, complex and real parameter and times at once."""
+    primals = (Y0, torch.tensor(-0.3 + 2.0j, dtype=COMPLEX), torch.tensor(1.5).double(),
+               torch.tensor([0.0, 0.7, 2.0], dtype=torch.float64))  # fmt: skip
+    tangents = (Y0.conj().resolve_conj(), torch.tensor(0.5 - 1j, dtype=COMPLEX),
+                torch.tensor(0.7).double(), torch.tensor([0.1, -0.4, 1.0]).double())  # fmt: skip
+
+    def found(y0: Tensor, rate: Tensor, turn: Tensor, t: Tensor) -> Tensor:
+        solver = Solver(method="dop853", rtol=1e-7, atol=1e-7, coupling=coupling)
+        problem = ODEProblem(lambda t, y: (rate + 1j * turn * t) * y, y0, t)
+        return torch.view_as_real(solve(problem, solver).y)
+
+    def wanted(y0: Tensor, rate: Tensor, turn: Tensor, t: Tensor) -> Tensor:
+        return torch.view_as_real(exact(t, rate, turn, y0))
+
+    for one, other in zip(*(torch.func.jvp(f, primals, tangents) for f in (found, wanted)),
+                          strict=True):  # fmt: skip
+        check_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_a_cost_and_leaves_outside_the_norm_count_in_complex_numbers() -> None:
     """The integral of i y, and a last leaf that does not steer the steps."""
     problem = ODEProblem(lambda t, y: -y, Y0, [0.0, 1.0], running_cost=lambda t, y: 1j * y,

@@ -61,12 +61,36 @@ def run(f: Any, y0: Tensor, t: list[float], **settings: Any) -> Solution:  # noq
     return solve(ODEProblem(f, y0, t), Solver(**settings))  # pyright: ignore
 
 
-def test_the_coefficients_are_those_of_their_sources() -> None:
-    """Gustafsson's PI, ARKODE's PID, as exponents of the last three errors."""
-    betas = {name: Solver(controller=name).coefficients.betas for name in ("i", "pi", "pid")}  # pyright: ignore
-    assert betas["i"] == (1.0, 0.0, 0.0)
-    assert betas["pi"] == pytest.approx((0.7, -0.4, 0.0))
-    assert betas["pid"] == pytest.approx((0.58, -0.21, 0.1))
+EXPONENTS = {
+    "i": (1.0, 0.0, 0.0),
+    "pi": (0.7, -0.4, 0.0),  # Gustafsson; PI34
+    "pi33": (2 / 3, -1 / 3, 0.0),
+    "pi42": (3 / 5, -1 / 5, 0.0),
+    "pi_dopri5": (5 * (0.2 - 0.75 * 0.04), -5 * 0.04, 0.0),  # dopri5.f: expo1 and beta
+    "h211pi": (1 / 6, 1 / 6, 0.0),
+    "h312pid": (1 / 18, 1 / 9, 1 / 18),
+    "pid": (0.58, -0.21, 0.1),  # ARKODE
+}
+
+
+@pytest.mark.parametrize("name", EXPONENTS)
+def test_the_coefficients_are_those_of_their_sources(name: Any) -> None:  # noqa: ANN401
+    """As exponents of the last three errors, times -k."""
+    assert Solver(controller=name).coefficients.betas == pytest.approx(EXPONENTS[name])
+
+
+@pytest.mark.parametrize("name", EXPONENTS)
+def test_at_a_constant_error_every_controller_finds_the_step_that_meets_the_tolerance(
+    name: Any,  # noqa: ANN401
+) -> None:
+    """Error h^5: h becomes 0.9^(1 / the sum of the exponents) of the tolerance's own step."""
+    solver = Solver(controller=name)
+    control = Adaptive(1e-3, 1e-3, betas=solver.coefficients.betas)
+    memory, h = None, torch.tensor([0.5], dtype=FLOAT)
+    for _ in range(60):
+        verdict = control.judge(DOPRI5, step_with_error(float(h) ** 5), torch.ones(1), memory)
+        h, memory = h * verdict.size, verdict.memory
+    assert float(h) == pytest.approx(0.9 ** (1 / sum(solver.coefficients.betas)), rel=1e-6)
 
 
 def test_pi_control_follows_its_formula() -> None:
@@ -83,10 +107,19 @@ def test_pid_control_remembers_two_errors() -> None:
 
 
 def test_a_rejected_step_is_repeated_by_its_own_error_and_not_remembered() -> None:
-    """0.9 r^(-1/5) for the repetition; the next accepted step knows nothing of it."""
-    found = sizes((0.7, -0.4, 0.0), [0.5, 4.0, 0.3])
+    """0.9 r^(-1/5) for the repetition; the next accepted steps know nothing of its error."""
+    found = sizes((0.7, -0.4, 0.0), [0.5, 4.0, 0.9, 0.3])
     assert found[1] == pytest.approx(0.9 * 4.0**-0.2)
-    assert found[2] == pytest.approx(0.9 * 0.3**-0.14 * 0.5**0.08)
+    assert found[2] == pytest.approx(0.9 * 0.9**-0.14 * 0.5**0.08)
+    assert found[3] == pytest.approx(0.9 * 0.3**-0.14 * 0.9**0.08)
+
+
+@pytest.mark.parametrize("betas", [(1.0, 0.0, 0.0), (0.7, -0.4, 0.0)])
+def test_the_step_after_a_repeated_one_is_no_longer_than_it(betas: Any) -> None:  # noqa: ANN401
+    """However small its error (Hairer I, II.4); the one after that may be."""
+    _, repeated, after = sizes(betas, [4.0, 1e-6, 1e-6])
+    assert repeated == 1.0
+    assert after > 2.0
 
 
 @pytest.mark.parametrize("error", [0.0, 1e-12, math.nan, math.inf, 1e30])
@@ -102,7 +135,7 @@ def test_a_step_that_was_cut_short_neither_shortens_the_next_nor_is_remembered()
     control = Adaptive(1e-3, 1e-3, betas=(0.7, -0.4, 0.0))
     cut = control.judge(DOPRI5, step_with_error(1e-6), torch.tensor([40.0], dtype=FLOAT))
     assert cut.memory is not None
-    assert cut.memory.tolist() == [[1.0], [1.0]]
+    assert torch.equal(cut.memory, control.blank(torch.zeros(1, dtype=FLOAT)))
 
 
 @controllers
@@ -230,7 +263,7 @@ def test_the_backward_pass_steps_there_too(gradient: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"controller": "pdi"}, "`controller` must be one of 'i', 'pi', 'pid'"),
+        ({"controller": "pdi"}, "`controller` must be one of 'i', 'pi'"),
         ({"min_step": 0.0}, "`min_step` must be finite and positive"),
         ({"max_step": math.inf}, "`max_step` must be finite and positive"),
         ({"first_step": -1.0}, "`first_step` must be finite and positive"),

@@ -117,6 +117,25 @@ def test_both_gradients_are_the_same_and_so_are_those_of_slopes(
     check_relative(found[0], found[1], rtol=1e-11)
 
 
+@couplings
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed"])
+def test_slopes_are_differentiable_in_everything(coupling: Any, gradient: str) -> None:  # noqa: ANN401
+    """Initial state, start, parameter and the times asked for, of dy/dt = rate y."""
+    y0 = Y0.clone().requires_grad_()
+    rate = torch.tensor(-0.8, dtype=FLOAT, requires_grad=True)
+    t0 = torch.tensor(0.1, dtype=FLOAT, requires_grad=True)
+    asked = TIMES.clone().requires_grad_()
+    ends = torch.stack([t0, torch.tensor(2.4, dtype=FLOAT)])
+    sol = dense(lambda t, y: rate * y, y0, ends, method="dop853", coupling=coupling,
+                gradient=gradient)  # fmt: skip
+    wanted = rate * y0 * torch.exp(rate * (asked - t0)).reshape(-1, 1, 1)
+    inputs = (y0, rate, t0, asked)
+    pairs = zip(*(torch.autograd.grad(x.square().sum(), inputs)
+                  for x in (sol.derivative(asked), wanted)), strict=True)  # fmt: skip
+    for found, right in pairs:
+        check_close(found, right, rtol=1e-4, atol=1e-5)
+
+
 def test_the_slope_by_autograd_is_the_derivative() -> None:
     """d sol(t) / dt and sol.derivative(t) are one polynomial; twice differentiable in t."""
     sol = dense(decay, torch.ones(1, dtype=FLOAT), [0.0, 2.0])

@@ -77,21 +77,35 @@ def test_second_derivatives_agree_in_every_order_of_the_modes() -> None:
         check_close(one(other(end))(rate), wanted, rtol=1e-10)
 
 
-@pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.jacrev])
-def test_transforms_of_times_are_refused(transform: object) -> None:
-    """The grid of steps is a constant to them: the derivative would be zero."""
-    with pytest.raises(Unsupported, match="forward mode"):
-        transform(lambda t: _end(Y0, t))(_times())  # type: ignore[operator]
-
-
-def test_a_tangent_on_times_is_refused() -> None:
-    """So are dual numbers without torch.func."""
-    with forward_ad.dual_level(), pytest.raises(Unsupported, match="forward mode"):
-        _end(Y0, forward_ad.make_dual(_times(), torch.ones(2, dtype=torch.float64)))
-
-
 @pytest.mark.parametrize("gradient", ["checkpointed", "adjoint"])
-def test_gradients_outside_the_graph_refuse_transforms(gradient: str) -> None:
-    """They name the gradient method that can."""
-    with pytest.raises(Unsupported, match="direct"):
-        torch.func.jacrev(lambda y: _end(y, _times(), gradient))(Y0)
+@pytest.mark.parametrize("moved", ["y0", "t", "rate"])
+def test_gradients_outside_the_graph_refuse_transforms(gradient: str, moved: str) -> None:
+    """In both modes, whatever is differentiated; they name the gradient method that can."""
+    one = torch.tensor(1.0, dtype=torch.float64)
+
+    def end(x: Tensor) -> Tensor:
+        inputs = {"y0": Y0, "t": _times(), "rate": one}
+        inputs[moved] = inputs[moved] * x
+        return odeint(lambda _, y: -inputs["rate"] * y, inputs["y0"], inputs["t"],
+                      gradient=gradient)[-1]  # pyright: ignore  # fmt: skip
+
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        with pytest.raises(Unsupported, match="take gradient='direct'"):
+            transform(end)(one)
+    with forward_ad.dual_level(), pytest.raises(Unsupported, match="take gradient='direct'"):
+        end(forward_ad.make_dual(one, one))
+
+
+@pytest.mark.parametrize("moved", ["y0", "rate"])
+def test_where_the_gradient_is_left_open_it_is_one_that_can(moved: str) -> None:
+    """Also where only what `f` reads is differentiated, which no argument shows."""
+    one = torch.tensor(1.0, dtype=torch.float64)
+
+    def end(x: Tensor) -> Tensor:
+        inputs = {"y0": Y0, "rate": one}
+        inputs[moved] = inputs[moved] * x
+        return odeint(lambda _, y: -inputs["rate"] * y, inputs["y0"], _times())[-1]
+
+    exact = torch.exp(-one) * (Y0 if moved == "y0" else -Y0)
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        check_close(transform(end)(one), exact, rtol=1e-6, atol=1e-9)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.adjoint import AdjointField, RanAway, conclude, walk
-from ctflow.backends.captures import Autocast, Captures, refuse_second
+from ctflow.backends.captures import Autocast, Captures, refuse_second, refuse_several
 from ctflow.backends.field import Field
 from ctflow.backends.native.control import Control
 from ctflow.backends.native.gradients.quadrature import FAR, WithQuadrature
@@ -100,6 +100,7 @@ class _Adjoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
         """Solve the adjoint equation."""
+        refuse_several(gradients, "adjoint")
         out, *inputs = ctx.saved_tensors  # also checks that nothing was changed in place
         job: _Job = ctx.job
         with torch.no_grad(), ctx.autocast.again():

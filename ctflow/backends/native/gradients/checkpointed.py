@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ctflow.backends.captures import Autocast, Captures, pull, refuse_second, sequence_number
+from ctflow.backends.captures import (
+    Autocast,
+    Captures,
+    pull,
+    refuse_second,
+    refuse_several,
+    sequence_number,
+)
 from ctflow.backends.native.gradients.replay import exchange, hits_of_the_well, well
 from ctflow.backends.native.interpolate import evaluate
 from ctflow.backends.native.loop import Integration, Outcome
@@ -16,6 +23,7 @@ from ctflow.backends.native.observers import Hits, KeepCourse, LocalError, Recor
 from ctflow.backends.native.step import FlatField, extended
 from ctflow.errors import InvalidProblem
 from ctflow.solution import Counts, Stats
+from ctflow.transforms import active
 
 __all__ = ["run"]
 
@@ -97,6 +105,8 @@ class _Checkpointed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
         """Redo the steps from last to first."""
+        if active():  # what is only vectorised may pass, torch.vmap may not
+            refuse_several(gradients, "checkpointed")
         y0, *inputs = ctx.saved_tensors  # also checks that nothing was changed in place
         job: _Job = ctx.job
         with torch.no_grad(), ctx.autocast.again():

@@ -103,16 +103,16 @@ class WithQuadrature:
         taken = (step.t1 - step.t0).abs()
         suggested = taken * self._control.factor(tableau, ratio).to(taken.dtype)
         within = ratio <= 1
-        at_rest = taken == 0  # it keeps the size with which it will go on in the next interval
-        most = torch.where(within | at_rest, torch.maximum(suggested, size), suggested)
+        cut = taken < size * (1 - 1e-9)  # or at rest: keep the size for the next interval
+        most = torch.where(cut & (within | (taken == 0)), torch.maximum(suggested, size), suggested)
         rejected = within & ~verdict.accepted
         size = torch.where(rejected, verdict.size, torch.minimum(verdict.size, most))
         accepted = verdict.accepted & within
         size = self._control.limited(size, accepted, taken)
         kept = verdict.memory
         if kept is not None:
-            before = torch.ones_like(kept) if memory is None else memory
-            kept = torch.where(accepted, kept, before)
+            before = self._control.blank(ratio.expand_as(taken)) if memory is None else memory
+            kept = torch.where(accepted, kept, self._control.after_rejection(before))
         return Verdict(accepted, size, verdict.finite & (ratio < torch.inf), kept)
 
     def _give_up(self, step: Step, verdict: Verdict) -> Verdict:

@@ -8,7 +8,8 @@ from torch import Tensor
 from ctflow.backends.native.gradients.replay import exchange, well
 from ctflow.backends.native.loop import Outcome
 from ctflow.backends.native.step import FlatField
-from ctflow.backends.times import shift
+from ctflow.backends.times import evaluations_of_shift, shift
+from ctflow.transforms import is_moving
 
 __all__ = ["attach"]
 
@@ -30,10 +31,11 @@ def attach(
         States [T, B, N], equal to `out`.
 
     Cost:
-        One evaluation of f for each output time, if a time wants a gradient; else nothing.
+        One evaluation of f for each output time, if a time wants a gradient, two under
+        transforms; else nothing.
     """
     source = well(outcome)
-    if not times.requires_grad or source is None:
+    if not is_moving(times) or source is None:
         return out
     failed = (outcome.status != 0).to(out.device).unsqueeze(1)
     shifted = [torch.where(failed, out[0], y0) if outcome.stops else y0]
@@ -45,5 +47,5 @@ def attach(
                 f = field(t_well.to(y.dtype), y_well)
         moved = shift(field, t_well, y_well, 1.0, f, gradient)
         shifted.append(torch.where(failed, y, moved) if outcome.stops else moved)
-    outcome.counts.n_f_evals.add_(len(shifted) - 1)
+    outcome.counts.n_f_evals.add_((len(shifted) - 1) * evaluations_of_shift())
     return torch.stack(shifted)

@@ -1,0 +1,110 @@
+"""What surrounds a solve: torch.func's transforms and torch's forward mode.
+
+Inside them a tensor is wrapped, once for each transform that it belongs to. Steps, times and
+statuses are plain numbers all the same, so what decides them is looked at below the wrappers: of
+torch.vmap, which makes one call of many, the numbers of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = [
+    "active",
+    "any_batched",
+    "is_batched",
+    "is_moving",
+    "least",
+    "levels",
+    "plain",
+    "touched",
+]
+
+_functorch = torch._C._functorch  # pyright: ignore
+
+
+def active() -> bool:
+    """Whether a transform, or a level of forward mode, surrounds this call."""
+    if torch.compiler.is_compiling():  # which takes transforms apart before it comes here
+        return False
+    return _functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0  # pyright: ignore
+
+
+def is_batched(x: Tensor) -> bool:
+    """Whether torch.vmap gives x another value in each of its calls.
+
+    So it is too in a backward pass that is asked for several cotangents at once.
+    """
+    if _functorch.is_legacy_batchedtensor(x):  # of `is_grads_batched` and `vectorize=True`
+        return True
+    if not active():
+        return False
+    while _functorch.is_functorch_wrapped_tensor(x):
+        if _functorch.is_batchedtensor(x):
+            return True
+        x = _functorch.get_unwrapped(x)
+    return False
+
+
+def any_batched(values: Iterable[object]) -> bool:
+    """Whether torch.vmap gives any tensor among them another value in each of its calls."""
+    return active() and any(isinstance(x, Tensor) and is_batched(x) for x in values)
+
+
+def plain(x: Tensor) -> Tensor:
+    """The numbers alone, detached; under torch.vmap with its dimension, wherever it lies."""
+    while active() and _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return x.detach()
+
+
+def least(x: Tensor) -> Tensor:
+    """The least value of all calls of torch.vmap, element by element: a plain tensor like x.
+
+    Of a mask it says where it holds in every call.
+    """
+    while active() and _functorch.is_functorch_wrapped_tensor(x):
+        inner = _functorch.get_unwrapped(x)
+        if _functorch.is_batchedtensor(x):
+            inner = inner.amin(dim=_functorch.maybe_get_bdim(x))
+        x = inner
+    return x.detach()
+
+
+def is_moving(t: Tensor) -> bool:
+    """Whether a derivative with respect to t may be wanted, in either mode."""
+    return t.requires_grad or (active() and levels(t) != 0)
+
+
+def touched(values: Iterable[object]) -> bool:
+    """Whether any tensor among them is wrapped by a transform or has a tangent."""
+    return active() and any(
+        isinstance(x, Tensor) and (_functorch.is_functorch_wrapped_tensor(x) or _has_tangent(x))
+        for x in values
+    )
+
+
+def levels(t: Tensor) -> int | None:
+    """How many times at most what surrounds the call differentiates by t; None for no end of it.
+
+    Each transform of torch.func differentiates once, and so does a level of forward mode; what
+    autograd records by itself may be differentiated again and again. Tangents can only be seen of
+    the innermost transform: of those around it, each that wraps t is taken to give it one.
+    """
+    layers = _functorch.get_interpreter_stack() or []
+    forward = {layer.level() for layer in layers if layer.key() == _functorch.TransformType.Jvp}
+    innermost = layers[-1].level() if layers else None
+    count = 0
+    while _functorch.is_functorch_wrapped_tensor(t):
+        level = _functorch.maybe_get_level(t)
+        count += t.requires_grad or (level in forward and (level != innermost or _has_tangent(t)))
+        t = _functorch.get_unwrapped(t)
+    return None if t.requires_grad else count + _has_tangent(t)
+
+
+def _has_tangent(t: Tensor) -> bool:
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None  # pyright: ignore
