@@ -17,7 +17,7 @@ _TIMES = {"seconds", "milliseconds", "training_seconds", "environment"}
 # One of each family: an ODE-Net by every step, one by epochs, flows, a latent ODE.
 QUICK = {
     "augmented": {"steps": 8},
-    "figure_5_max_likelihood": {"cnf_iterations": 6, "nf_iterations": 8},
+    "figure_4_density_matching": {"cnf_iterations": 9, "nf_iterations": 9},
     "figure_6_latent_ode": {"steps": 15},
 }
 SLOW = {
@@ -25,7 +25,7 @@ SLOW = {
     "regularised": {"epochs": 4},
     "mechanics": {"steps": 8},
     "figure_3": {},
-    "figure_4_density_matching": {"cnf_iterations": 6, "nf_iterations": 9},
+    "figure_5_max_likelihood": {"cnf_iterations": 9, "nf_iterations": 9},
     "toy_densities": {"likelihood_iterations": 4, "iterations": 6},
     "digits_density": {"likelihood_iterations": 4, "iterations": 6},
     "flow_animation": {"iterations": 14},
