@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from _harness import ranks, stopping
-from _harness.loop import Unfinished
+from _harness.loop import Unfinished, say
 
 __all__ = ["on_processes", "train_ahead"]
 
@@ -97,10 +97,12 @@ def _ended(pool: ProcessPoolExecutor) -> Generator[None]:
     before = signal.signal(signal.SIGTERM, _exit) if main else None
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         for process in multiprocessing.active_children():
             process.terminate()  # SIGTERM, which a training heeds
         pool.shutdown(cancel_futures=True)
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            say("stopped; what was trained is saved: the same command goes on from there")
         raise
     finally:
         if main:

@@ -2,6 +2,8 @@
 
     python lives.py SCRIPT FOLDER SEED CHANGE=NUMBER ...
 
+CHANGE is a setting of the preset `smoke`, or one within a setting, as in job.recipe.epochs=6.
+
 Each life is a process of its own, which starts from an interpreter that has torch loaded and has
 computed nothing yet; SIGKILL comes a random time after a random number of checkpoints. The results
 of the last life stand in FOLDER/killed, those of a life without disturbance in FOLDER/whole.
@@ -17,6 +19,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 _ROOT = Path(__file__).parents[2]
 _DEATHS = 3
@@ -44,16 +47,26 @@ def _born(script: ModuleType, results: Path, changes: dict[str, int]) -> int:
     if child:
         return child
     try:
-        script.main(replace(script.PRESETS["smoke"], results=results, **changes))
+        script.main(_changed(replace(script.PRESETS["smoke"], results=results), changes))
     finally:
         sys.stdout.flush()
         os._exit(1 if sys.exc_info()[0] else 0)
 
 
+def _changed(settings: Any, changes: dict[str, int]) -> Any:  # noqa: ANN401
+    for key, value in changes.items():
+        name, _, rest = key.partition(".")
+        inner = _changed(getattr(settings, name), {rest: value}) if rest else value
+        settings = replace(settings, **{name: inner})
+    return settings
+
+
 def _killed(child: int, results: Path, chance: random.Random) -> None:
     """Let it save some states, and a little more; then kill it where it stands."""
-    wanted, seen = chance.randint(2, 5), set[tuple[str, int]]()
+    wanted, seen = chance.randint(1, 4), set[tuple[str, int]]()
     while len(seen) < wanted:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            raise RuntimeError(f"a life ended by itself after {len(seen)} checkpoints of {wanted}")
         for path in (results / ".checkpoints").rglob("*.pt"):
             try:
                 seen.add((path.name, path.stat().st_mtime_ns))

@@ -18,24 +18,25 @@ _TIMES = {"seconds", "milliseconds", "training_seconds", "environment"}
 QUICK = {
     "augmented": {"steps": 8},
     "figure_4_density_matching": {"cnf_iterations": 9, "nf_iterations": 9},
-    "figure_6_latent_ode": {"steps": 15},
+    "figure_6_latent_ode": {"steps": 20},
 }
 SLOW = {
-    "digits": {"epochs": 3, "repeats": 1},
-    "regularised": {"epochs": 4},
+    "digits": {"epochs": 6, "repeats": 1},
+    "regularised": {"epochs": 3},
     "mechanics": {"steps": 8},
-    "figure_3": {},
+    "figure_3": {"job.recipe.epochs": 10},
+    "tolerance": {"job.recipe.epochs": 10},
     "figure_5_max_likelihood": {"cnf_iterations": 9, "nf_iterations": 9},
     "toy_densities": {"likelihood_iterations": 4, "iterations": 6},
     "digits_density": {"likelihood_iterations": 4, "iterations": 6},
-    "flow_animation": {"iterations": 14},
-    "table_1": {},
-    "backends": {},
+    "flow_animation": {"iterations": 20},
+    "table_1": {"job.recipe.epochs": 3},
+    "backends": {"recipe.epochs": 3},
     "table_2_spirals": {"steps": 6, "rnn_steps": 6},
     "figure_7_poisson": {"steps": 8, "coal_steps": 8},
     "irregular_series": {"steps": 3},
-    "latent_sde": {"steps": 12},
-    "stochastic_lorenz": {"steps": 12},
+    "latent_sde": {"steps": 20},
+    "stochastic_lorenz": {"steps": 20},
 }
 
 
