@@ -49,7 +49,7 @@ def measured_and_projected(
     bars.set_yticks([2.5 * place + 0.45 for place in range(len(timings))], names, fontsize=8)
     bars.invert_yaxis()
     bars.set_xlim(0, 1.6 * max(max(each.alone, *each.quartiles) for each in timings))
-    bars.set_xlabel("milliseconds of a training step")
+    bars.set_xlabel("processor milliseconds of a step")
     bars.set_title("measured", fontsize=10, loc="left")
     families = list(dict.fromkeys(each["family"] for each in projected))
     for axes, kind in zip(panels, ("same batch", "batch grows"), strict=True):

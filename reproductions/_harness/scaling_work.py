@@ -52,17 +52,22 @@ class Plan:
 
 @dataclass(frozen=True)
 class Timing:
-    """Training steps of one model, in milliseconds.
+    """Training steps of one model, in milliseconds; medians.
+
+    Processor time is what a step would take with a core for each process and nothing else on them:
+    it leaves out waiting, so that of the slowest process stands for all.
 
     Args:
         family: The model.
         processes: How many.
         rows: Of the whole batch.
         numbers: Parameters, whose gradients are averaged.
-        alone: One process, the whole batch; the others wait. Median.
-        together: All, each with its part. Median.
+        wall_alone: By the clock, one process, the whole batch; the others wait.
+        wall_together: By the clock, all, each with its part.
+        alone: Processor time of one process, the whole batch.
+        together: Processor time of the slowest, each with its part.
         quartiles: Of `together`.
-        parts: One process and a part of the batch, by rows: 1, 1/2 and 1/4 of it. Median.
+        parts: As `alone`, by rows: the whole batch, half and a quarter of it.
         imbalance: Processor time of the slowest process over the mean, mean over the steps.
         difference: Of the gradients together and alone, relative; None where the model draws noise,
             which is not the same in parts.
@@ -72,6 +77,8 @@ class Timing:
     processes: int
     rows: int
     numbers: int
+    wall_alone: float
+    wall_together: float
     alone: float
     together: float
     quartiles: tuple[float, float]
@@ -93,6 +100,13 @@ class Averaging:
     processes: int
     n_bytes: int
     milliseconds: float
+
+
+class Spent(NamedTuple):
+    """Milliseconds by the clock, and of this process on its processor."""
+
+    wall: float
+    processor: float
 
 
 class Workload(NamedTuple):
@@ -182,27 +196,27 @@ def _timed(plan: Plan, family: str, rows: int) -> Timing:
     wrapped = DistributedDataParallel(_made(plan, family, rows)[1])
     own, weight = ranks.part_of(work.batch)
     parts = {n: tuple(x[:n] for x in work.batch) for n in (rows, rows // 2, rows // 4)}
-    alone = {n: list[float]() for n in parts}
-    together: list[float] = []
+    alone = {n: list[Spent]() for n in parts}
+    together: list[Spent] = []
     imbalance: list[float] = []
     for k in range(-1, plan.rounds):  # what is made at a first step is no part of any
         for n, part in parts.items():
-            taken = _milliseconds(lambda part=part: _step(objective, part), ranks.rank() == 0)
+            taken = _spent(lambda part=part: _step(objective, part), ranks.rank() == 0)
             alone[n] += [taken] if k >= 0 else []
-        began = time.process_time()
-        taken = _milliseconds(lambda: _step(wrapped, own, weight), True)
-        spent = torch.tensor(time.process_time() - began)
-        most, total = spent.clone(), spent.clone()
+        wall, own_time = _spent(lambda: _step(wrapped, own, weight), True)
+        most, total = torch.tensor([own_time]), torch.tensor([own_time])
         dist.all_reduce(most, dist.ReduceOp.MAX)
         dist.all_reduce(total)
         if k >= 0:
-            together.append(taken)
+            together.append(Spent(wall, float(most)))
             imbalance.append(float(most * ranks.world() / total))
-    low, _, high = quantiles(together, n=4)
+    times = [each.processor for each in together]
+    low, _, high = quantiles(times, n=4)
     return Timing(
         family, ranks.world(), rows, sum(p.numel() for p in work.model.parameters()),
-        median(alone[rows]), median(together), (low, high),
-        {n: median(times) for n, times in alone.items()},
+        median(each.wall for each in alone[rows]), median(each.wall for each in together),
+        median(each.processor for each in alone[rows]), median(times), (low, high),
+        {n: median(each.processor for each in own) for n, own in alone.items()},
         sum(imbalance) / len(imbalance),
         None if family in NOISY else _difference(objective, wrapped, work.batch),
     )  # fmt: skip
@@ -244,16 +258,16 @@ def _difference(alone: nn.Module, wrapped: nn.Module, batch: tuple[Tensor, ...])
 def _averaged(size: int, rounds: int) -> Averaging:
     """As many 4-byte numbers."""
     numbers = torch.zeros(size)
-    times = [_milliseconds(lambda: dist.all_reduce(numbers), True) for _ in range(rounds)]
+    times = [_spent(lambda: dist.all_reduce(numbers), True).wall for _ in range(rounds)]
     return Averaging(ranks.world(), 4 * size, median(times))
 
 
-def _milliseconds(run: Callable[[], object], mine: bool) -> float:
-    """Wall time of what this process does, all beginning together; the others wait till it ends."""
+def _spent(run: Callable[[], object], mine: bool) -> Spent:
+    """On what this process does, all beginning together; the others wait till it ends."""
     dist.barrier()
-    began = time.perf_counter()
+    began, clock = time.process_time(), time.perf_counter()
     if mine:
         run()
-    taken = 1e3 * (time.perf_counter() - began)
+    taken = Spent(1e3 * (time.perf_counter() - clock), 1e3 * (time.process_time() - began))
     dist.barrier()
     return taken

@@ -92,7 +92,8 @@ class Session:
         whole = settings if self.keep and settings else own | settings
         digest = _digest(whole if self.keep and settings else own)
         plain = "".join(c if c.isalnum() or c in "-." else "_" for c in name)
-        return Checkpoint(self.folder / f"{plain}-{digest}.pt", whole, self.after)
+        path = self.folder / f"{plain}-{digest}.pt"
+        return Checkpoint(path, whole | {"training": name}, self.after)
 
     def elsewhere(self, folder: Path) -> Session:
         """The same, with states in another folder.

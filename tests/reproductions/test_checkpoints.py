@@ -44,6 +44,17 @@ def test_the_last_state_is_read_and_the_one_before_is_kept(tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.previous.pt", "a.pt"]
 
 
+def test_a_process_killed_between_two_renames_loses_nothing(tmp_path: Path) -> None:
+    """The last state is not in its place yet, the one before is."""
+    checkpoint, said = saved(tmp_path), list[str]()
+    checkpoint.path.rename(tmp_path / ".a.pt.writing")
+    state = checkpoint.load(said.append)
+    assert state is not None
+    assert (state["done"], said) == (1, [])
+    checkpoint.save({"done": 3})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.previous.pt", "a.pt"]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
 def test_a_truncated_file_is_refused_and_the_previous_one_used(
     tmp_path: Path, share: float

@@ -28,7 +28,9 @@ def test_the_smoke_preset_measures_two_processes(tmp_path: Path) -> None:
 
 def timing(parts: dict[int, float]) -> Timing:
     """Of a model with 1,000 parameters and 80 rows."""
-    return Timing("flow", 2, 80, 1000, parts[80], 30.0, (29.0, 31.0), parts, 1.0, 0.0)
+    return Timing(
+        "flow", 2, 80, 1000, 50.0, 40.0, parts[80], 30.0, (29.0, 31.0), parts, 1.0, 0.0
+    )  # fmt: skip
 
 
 def test_a_fixed_part_and_one_for_each_row_are_told_apart() -> None:
