@@ -55,3 +55,21 @@ def test_latency_and_rate_are_those_of_a_ring() -> None:
     """Two processes: two messages, of half of the numbers each."""
     found = scaling.network([Averaging(2, 4, 0.2), Averaging(2, 4_000_000, 2.2)])
     assert found == (pytest.approx(0.1), pytest.approx(2e6))
+
+
+def test_the_page_shows_what_was_measured() -> None:
+    """Row by row of both tables."""
+    record = json.loads((scaling.PRESETS["quick"].results / "quick.json").read_text())
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    network = record["latency"], record["rate"]
+    for each, cost in zip(record["timings"], record["costs"], strict=True):
+        p, rows, own = each["processes"], each["rows"], scaling.Cost(**cost)
+        alone, together = each["alone"], each["together"]
+        assert (
+            f"| {each['family']} | {rows} | {alone:.1f} ms | {together:.1f} ms | "
+            f"{own.step(p, rows, *network):.1f} ms | {alone / together:.2f} | "
+        ) in page
+        assert (
+            f"| {own.family} | {own.fixed:.1f} ms | {1e3 * own.each:.1f} us | "
+            f"{own.n_bytes / 1024:.0f} KiB |"
+        ) in page
