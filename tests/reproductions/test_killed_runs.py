@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 LIVES = Path(__file__).with_name("lives.py")
-_TIMES = {"seconds", "milliseconds", "training_seconds", "environment"}
+_TIMES = {"seconds", "milliseconds", "training_seconds", "time_exponent", "environment"}
 
 # One of each family: an ODE-Net by every step, one by epochs, flows, a latent ODE.
 QUICK = {

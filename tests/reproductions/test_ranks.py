@@ -14,6 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
+ROOT = Path(__file__).parents[2]
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+SCRIPTS = (
+    "digits", "table_1", "figure_3", "tolerance", "backends", "augmented", "regularised",
+    "mechanics", "figure_4_density_matching", "figure_5_max_likelihood", "toy_densities",
+    "digits_density", "flow_animation", "table_2_spirals", "figure_6_latent_ode",
+    "figure_7_poisson", "irregular_series", "latent_sde", "stochastic_lorenz",
+)  # fmt: skip
 HELPER = Path(__file__).with_name("two_ranks.py")
 GRADIENTS = ("direct", "checkpointed", "adjoint")
 EXACT = [f"{steps}, {gradient}" for steps in ("per sample", "grid") for gradient in GRADIENTS]
@@ -32,10 +40,9 @@ def helper() -> ModuleType:
 
 def together(folder: Path, backend: str) -> dict[str, Any]:
     """What two processes found out."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*command, str(HELPER), str(folder), backend],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=900, capture_output=True, text=True,
+        [*TORCHRUN, str(HELPER), str(folder), backend],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=3000, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -136,3 +143,20 @@ def test_compiled_gradients_are_split_as_well(tmp_path: Path) -> None:
     assert len(errors) == 9
     for case, value in errors.items():
         assert value < (1e-5 if "shared" in case else 1e-6), case
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_training_script_runs_under_torchrun(name: str) -> None:
+    """With no change but the launcher; the first process writes."""
+    for package in ("matplotlib", "sklearn", "zuko", "torchsde", "statsmodels", "sktime"):
+        pytest.importorskip(package)
+    path = ROOT / "reproductions" / "results" / name / "smoke.json"
+    path.unlink(missing_ok=True)
+    arguments = ["-m", "ctflow.cli", "reproduce", name, "--preset", "smoke", "--root", str(ROOT)]
+    subprocess.run(
+        [*TORCHRUN, *arguments], check=True, timeout=600, capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert path.is_file()
+    assert not list(path.parent.rglob("*.pt"))
