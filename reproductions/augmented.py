@@ -26,6 +26,7 @@ from _harness.bands import Band
 from _harness.comparison import evaluations
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -51,6 +52,8 @@ class Config:
     tolerance: float = 1e-3
     test: int = 500  # points
     claims: bool = True
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "augmented"
 
 
@@ -83,21 +86,18 @@ class Run:
 def main(config: Config) -> dict[str, object]:
     """Train, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
+    return run_session("augmented", config, run)
 
 
-def run(config: Config, console: Console) -> dict[str, object]:
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
     """The experiment, from points to files."""
     from _harness.learning_figure import losses_and_evaluations  # matplotlib is optional
 
     with LiveLine(console) as line:
         runs = [
-            learn(task, extra, config, line.show) for task in TASKS for extra in (0, config.extra)
+            learn(task, extra, config, session, line.show)
+            for task in TASKS
+            for extra in (0, config.extra)
         ]
     bands = list(bands_of(config, runs)) if config.claims else []
     for each in runs:
@@ -108,7 +108,7 @@ def run(config: Config, console: Console) -> dict[str, object]:
         )
     console.print(*map(str, bands), sep="\n", highlight=False)
     record = {
-        "config": {key: value for key, value in asdict(config).items() if key != "results"},
+        "config": session.config,
         "environment": environment(),
         "runs": [asdict(each) for each in runs],
         "bands": [band.record() for band in bands],
@@ -127,7 +127,9 @@ def run(config: Config, console: Console) -> dict[str, object]:
     return record
 
 
-def learn(task: str, extra: int, config: Config, show: Callable[[str], None]) -> Run:
+def learn(
+    task: str, extra: int, config: Config, session: Session, show: Callable[[str], None]
+) -> Run:
     """Train one network on points drawn anew for every step."""
     torch.manual_seed(config.seed)
     dim = {"sign flip": 1, "spheres": 2}[task] + extra
@@ -142,18 +144,19 @@ def learn(task: str, extra: int, config: Config, show: Callable[[str], None]) ->
     )
     optimiser = torch.optim.Adam(model.parameters(), config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
-    losses, forward = [], []
-    for step in range(config.steps):
-        x, y = points(task, config.batch)
-        loss = (model(x) - y).square().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        losses.append(loss.item())
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return (model(x) - y).square().mean()
+
+    name = f"{task}, {extra} added"
+    training = session.training(model, optimiser, loss, schedule=schedule, name=name)
+    losses: list[float] = training.notes.setdefault("losses", [])
+    forward: list[float] = training.notes.setdefault("forward", [])
+    for step in training.steps(config.steps):
+        losses.append(training.descend(*points(task, config.batch)))
         forward.append(evaluations(block.stats)[0])
         show(
-            f"{task}, {extra} added: step {step + 1}/{config.steps}  loss {losses[-1]:.4f}  "
+            f"{name}: step {step + 1}/{config.steps}  loss {losses[-1]:.4f}  "
             f"evaluations {forward[-1]:.1f}"
         )
     x, y = points(task, config.test)

@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 from _harness.bands import Band
 from _harness.jobs import run_jobs
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
 from _harness.table import mean
-from _harness.training import Job, Recipe, Trained
+from _harness.training import Job, Recipe, Trained, lasting
 from rich.console import Console
 from rich.table import Table
 
@@ -56,7 +55,8 @@ class Config:
     )
     error: float | None = 8.0  # band on every mean, percent
     keep: bool = False
-    minutes: float = math.inf
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "backends"
 
 
@@ -84,40 +84,26 @@ PRESETS = {
 def main(config: Config) -> dict[str, object]:
     """Train, compare, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
+    return run_session("backends", config, run, keep=config.keep)
 
 
-def run(config: Config, console: Console) -> dict[str, object]:
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
     """The experiment, from data to files; without files where the time was up."""
     from _harness.backends_figure import errors_by_backend  # matplotlib is optional
 
     jobs = jobs_of(config)
     images = next(iter(jobs.values()))[0].images()
     console.print(f"data: {images.source.name}: {images.source.what}", highlight=False)
-    until = time.monotonic() + 60 * config.minutes
     trained: dict[str, list[Trained]] = {}
     with LiveLine(console) as line:
         for name, own in jobs.items():
-            found = run_jobs(
-                own,
-                lambda text, name=name: line.show(f"{name}: {text}"),
-                keep=config.keep,
-                until=until,
+            trained[name] = run_jobs(
+                own, lambda text, name=name: line.show(f"{name}: {text}"), lasting(session)
             )
-            if found is None:
-                console.print("Stopped in time; the same command goes on from here.")
-                return {"bands": [Band("finished", 0.0, low=1.0).record()]}
-            trained[name] = found
     bands = list(bands_of(config, trained))
     console.print(table_of(trained), *map(str, bands), sep="\n", highlight=False)
     record = {
-        "config": {key: value for key, value in asdict(config).items() if key != "results"}
-        | {"minutes": None},
+        "config": session.config,
         "environment": environment(),
         "data": images.record(),
         "runs": [

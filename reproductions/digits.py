@@ -20,7 +20,6 @@ from __future__ import annotations
 import copy
 import math
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +30,7 @@ from _harness.bands import Band
 from _harness.comparison import Row, accepted_solvers, evaluations, table_of, timed
 from _harness.live import Epoch, LiveLine
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
@@ -65,6 +65,8 @@ class Config:
     accuracy: float | None = 0.97  # band; None: too short a run to have one
     agreement: float = 1e-6  # band of the gradient differences
     threads: int = 1  # the images are small: more threads cost more than they bring
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "digits"
 
 
@@ -107,15 +109,10 @@ class Digits(nn.Module):
 def main(config: Config) -> dict[str, object]:
     """Train, compare, print, and write JSON and PNG; returns what the JSON holds."""
     need("sklearn", "matplotlib")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
+    return run_session("digits", config, run, threads=config.threads)
 
 
-def run(config: Config, console: Console) -> dict[str, object]:
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
     """The experiment, from data to files."""
     from _harness.figures import learning_and_agreement  # matplotlib is optional
 
@@ -126,7 +123,7 @@ def run(config: Config, console: Console) -> dict[str, object]:
     sizes = f"{len(train_set[0])} digits to learn from and {len(test_set[0])} to test with"
     console.print(f"{sizes}; split and weights by seed {config.seed}", highlight=False)
     with LiveLine(console) as line:
-        history = list(train(model, train_set, test_set, config, line))
+        history = train(model, train_set, test_set, config, session, line)
     with LiveLine(console) as line:
         rows = list(compare(model, train_set, test_set, config, line))
     largest, lowest = max(row.difference for row in rows), min(row.accuracy for row in rows)
@@ -135,7 +132,7 @@ def run(config: Config, console: Console) -> dict[str, object]:
         bands.append(Band("smallest test accuracy", lowest, low=config.accuracy))
     console.print(table_of(rows), *map(str, bands), sep="\n", highlight=False)
     record = {
-        "config": {key: value for key, value in asdict(config).items() if key != "results"},
+        "config": session.config,
         "environment": environment(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "samples": {"train": len(train_set[0]), "test": len(test_set[0])},
@@ -169,8 +166,8 @@ def load(config: Config) -> tuple[Samples, Samples]:
 
 
 def train(
-    model: Digits, samples: Samples, test: Samples, config: Config, line: LiveLine
-) -> Iterator[Epoch]:
+    model: Digits, samples: Samples, test: Samples, config: Config, session: Session, line: LiveLine
+) -> list[Epoch]:
     """Train on shifted images; the test after each epoch is to show, and chooses nothing."""
     images, labels = samples
     batches = math.ceil(len(labels) / config.batch)
@@ -180,27 +177,34 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, config.learning_rate, total_steps=config.epochs * batches
     )
-    began, accuracy = time.perf_counter(), model.accuracy(*test)
-    for epoch in range(1, config.epochs + 1):
-        total = 0.0
-        for rows in torch.randperm(len(labels)).split(config.batch):
-            logits = model(shifted(images[rows]))
-            loss = cross_entropy(logits, labels[rows], label_smoothing=config.smoothing)
-            optimiser.zero_grad()
-            with warnings.catch_warnings():  # where an adjoint is in doubt, the comparison says so
-                warnings.simplefilter("ignore", GradientWarning)
-                loss.backward()
-            optimiser.step()
-            schedule.step()
-            total += loss.item() * len(rows)
-            forward, backward = evaluations(model.block.stats)
-            line.show(
-                f"epoch {epoch}/{config.epochs}  loss {loss.item():.3f}  accuracy {accuracy:.2%}  "
-                f"evaluations {forward:.1f} + {backward:.1f}  {time.perf_counter() - began:.0f} s"
-            )
-        accuracy = model.accuracy(*test)
-        seconds = time.perf_counter() - began
-        yield Epoch(epoch, total / len(labels), accuracy, forward, backward, round(seconds, 1))
+
+    def loss(x: Tensor, label: Tensor) -> Tensor:
+        return cross_entropy(model(x), label, label_smoothing=config.smoothing)
+
+    training = session.training(model, optimiser, loss, schedule=schedule, name="digits")
+    notes = training.notes
+    notes.setdefault("history", [])
+    accuracy = model.accuracy(*test)
+    for step in training.steps(config.epochs * batches):
+        epoch, batch = divmod(step, batches)
+        if batch == 0:
+            notes["order"], notes["total"] = torch.randperm(len(labels)), 0.0
+        rows = notes["order"].split(config.batch)[batch]
+        with warnings.catch_warnings():  # where an adjoint is in doubt, the comparison says so
+            warnings.simplefilter("ignore", GradientWarning)
+            found = training.descend(shifted(images[rows]), labels[rows])
+        notes["total"] += found * len(rows)
+        forward, backward = evaluations(model.block.stats)
+        line.show(
+            f"epoch {epoch + 1}/{config.epochs}  loss {found:.3f}  accuracy {accuracy:.2%}  "
+            f"evaluations {forward:.1f} + {backward:.1f}  {training.seconds:.0f} s"
+        )
+        if batch == batches - 1:
+            accuracy, mean = model.accuracy(*test), notes["total"] / len(labels)
+            seconds = round(training.seconds, 1)
+            after = Epoch(epoch + 1, mean, accuracy, forward, backward, seconds)
+            notes["history"].append(asdict(after))
+    return [Epoch(**each) for each in notes["history"]]
 
 
 def shifted(images: Tensor) -> Tensor:

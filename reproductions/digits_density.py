@@ -27,11 +27,12 @@ from typing import NamedTuple
 
 import torch
 from _harness.bands import Band
-from _harness.flow_training import Budget, Training
+from _harness.flow_training import one_cycle, training_of
 from _harness.live import LiveLine
 from _harness.pixel_models import PLANS, base
 from _harness.pixels import LEVELS, Pixels, Space, load_pixels
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -60,6 +61,8 @@ class Config:
     repeats: int = 4  # draws of the noise for a test image
     images: int | None = None  # of each part; None: all
     lead: float | None = 0.05  # band: of FFJORD over the Gaussian, bits per dimension
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "digits_density"
 
 
@@ -106,15 +109,10 @@ class Fit(NamedTuple):
 def main(config: Config) -> dict[str, object]:
     """Train, measure, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib", "sklearn", "zuko")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
+    return run_session("digits_density", config, run)
 
 
-def run(config: Config, console: Console) -> dict[str, object]:
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
     """The experiment, from images to files."""
     from _harness.pixels_figure import pixels_figure  # matplotlib is optional
 
@@ -123,13 +121,13 @@ def run(config: Config, console: Console) -> dict[str, object]:
     fits = {"Gaussian": Fit(base().log_prob, lambda n: base().sample((n,)))}
     with LiveLine(console) as line:
         for name in config.models:
-            fits[name] = fit(config, name, pixels, space, line)
+            fits[name] = fit(config, name, pixels, space, session, line.show)
         line.show("test images, exact trace")
         rows = [measured(config, name, each, pixels, space) for name, each in fits.items()]
     bands = bands_of(config, rows)
     console.print(table_of(rows), *map(str, bands), sep="\n", highlight=False)
     record = {
-        "config": {key: value for key, value in asdict(config).items() if key != "results"},
+        "config": session.config,
         "environment": environment(),
         "images": {
             "train": len(pixels.train),
@@ -149,36 +147,39 @@ def run(config: Config, console: Console) -> dict[str, object]:
     return record
 
 
-def fit(config: Config, name: str, pixels: Pixels, space: Space, line: LiveLine) -> Fit:
+def fit(
+    config: Config,
+    name: str,
+    pixels: Pixels,
+    space: Space,
+    session: Session,
+    show: Callable[[str], None],
+) -> Fit:
     """Train a model, and keep it as it was when best on the images set aside."""
     torch.manual_seed(config.seed)
     plan = PLANS[name](config)
     optimiser = torch.optim.AdamW(
         plan.network.parameters(), lr=plan.rate, weight_decay=config.decay
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, plan.rate, total_steps=plan.iterations + 1, pct_start=0.1,
-        cycle_momentum=False,
-    )  # fmt: skip
-    training = Training(plan.network, optimiser, schedule, key=name)
-
-    def loss(done: int) -> Tensor:
-        del done
-        rows = torch.randint(len(pixels.train), (config.batch,))
-        return plan.loss(space.points(pixels.train[rows])[0])
-
-    best, at, state = math.inf, 0, {}
+    schedule = one_cycle(optimiser, plan.rate, plan.iterations + 1)
+    training = training_of(session, plan.network, optimiser, schedule, plan.loss, name)
+    best = training.notes.setdefault("best", {"bits": math.inf, "at": 0, "state": {}})
     every = max(1, round(plan.iterations * config.check_every))
-    for until in range(every, plan.iterations + 1, every):
-        training.run(loss, until, name, line, Budget())
+    until = plan.iterations // every * every
+    for step in training.steps(until):
+        rows = torch.randint(len(pixels.train), (config.batch,))
+        value = training.descend(space.points(pixels.train[rows])[0])
+        show(f"{name}  iteration {step + 1}/{until}  loss {value:.3f}  {training.seconds:.0f} s")
+        if (step + 1) % every:
+            continue
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # the same noise and probes at every check
             bits = space.bits(plan.quick, pixels.aside, config.repeats).mean().item()
-        if bits < best:
-            best, at = bits, until
+        if bits < best["bits"]:
             state = {key: value.clone() for key, value in plan.network.state_dict().items()}
-    plan.network.load_state_dict(state)
-    return Fit(plan.log_prob, plan.sample, at, training.seconds)
+            best.update(bits=bits, at=step + 1, state=state)
+    plan.network.load_state_dict(best["state"])
+    return Fit(plan.log_prob, plan.sample, best["at"], training.seconds)
 
 
 @torch.no_grad()

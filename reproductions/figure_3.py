@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -29,8 +28,9 @@ from _harness.images import Images
 from _harness.live import LiveLine
 from _harness.networks import FULL, PAPER, PAPER_SETS, SMALL, on_first, settled
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
 from _harness.solves import Measured, measured, spearman, ways
-from _harness.training import Job, Recipe, Trained, train
+from _harness.training import Job, Recipe, Trained, lasting, train
 from rich.console import Console
 from rich.table import Table
 
@@ -55,7 +55,8 @@ class Config:
     repeats: int = 3
     claims: bool = True
     keep: bool = False
-    minutes: float = math.inf
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "figure_3"
 
 
@@ -79,27 +80,18 @@ PRESETS = {
 def main(config: Config) -> dict[str, object]:
     """Train, solve, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
+    return run_session("figure_3", config, run, keep=config.keep)
 
 
-def run(config: Config, console: Console) -> dict[str, object]:
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
     """The experiment, from data to files; without files where the time was up."""
     from _harness.solves_figure import statistics_of_solves  # matplotlib is optional
 
     job = job_of(config)
     images = job.images()
     console.print(f"data: {images.source.name}: {images.source.what}", highlight=False)
-    until = time.monotonic() + 60 * config.minutes
     with LiveLine(console) as line:
-        trained = train(job, line.show, keep=config.keep, until=until, images=images)
-        if trained is None:
-            console.print("Stopped in time; the same command goes on from here.")
-            return {"bands": [Band("finished", 0.0, low=1.0).record()]}
+        trained = train(job, line.show, lasting(session), images=images)
         trained.model.cpu()  # where SciPy solves
         solves = list(all_solves(config, trained, images, line))
     bands = list(bands_of(config, trained, solves)) if config.claims else []
@@ -109,8 +101,7 @@ def run(config: Config, console: Console) -> dict[str, object]:
         f"evaluations at 1e-3 by epoch: {epochs}", *map(str, bands), sep="\n", highlight=False
     )
     record = {
-        "config": {key: value for key, value in asdict(config).items() if key != "results"}
-        | {"minutes": None, "job": job.record()},
+        "config": session.config | {"job": job.record()},
         "environment": environment(),
         "data": images.record(),
         "error_percent": 100 * trained.error,

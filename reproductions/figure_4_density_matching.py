@@ -30,10 +30,10 @@ import torch
 from _harness.bands import Band
 from _harness.density_training import Fit, Recipe, fit_continuous, fit_layers
 from _harness.energies import ENERGIES, WINDOW, confined, log_z
-from _harness.flow_training import Budget, Unfinished
-from _harness.flow_workers import train_ahead
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
+from _harness.workers import train_ahead
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -62,8 +62,10 @@ class Config:
     pixels: int = 120  # of a panel
     bands: str = "quick"
     workers: int = 1  # processes that train
-    minutes: float = math.inf  # stop after so long; the next run goes on
+    keep: bool = True  # the states of finished trainings
     threads: int = 1
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "figure_4_density_matching"
 
 
@@ -78,6 +80,7 @@ PRESETS = {
         fresh=200,
         pixels=8,
         bands="none",
+        keep=False,
     ),
     "quick": Config("quick"),
     "full": Config(
@@ -121,47 +124,35 @@ class Cell:
 def main(config: Config) -> dict[str, object]:
     """Train, compare, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
+    return run_session(
+        "figure_4_density_matching", config, run, keep=config.keep, threads=config.threads
+    )
 
 
-def run(config: Config, console: Console) -> dict[str, object]:
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
     """The experiment, from energies to files."""
     from _harness.density_figure import matching_figure  # matplotlib is optional
 
-    budget = Budget(config.minutes)
     bounds = {target: -log_z(target) for target in {target: 0 for target, _ in config.cells}}
     cells: list[Cell] = []
     images: dict[tuple[str, str, int], Tensor] = {}
     jobs = {
-        (target, size, kind): partial(FITS[kind], recipe(config, kind), target, size)
+        (target, size, kind): partial(FITS[kind], recipe(config, kind), target, size, session)
         for target, size in config.cells
         for kind in FITS
     }
     with LiveLine(console) as line:
         ahead = {f"{kind}({size}) on {target}": job for (target, size, kind), job in jobs.items()}
-        train_ahead(ahead, config.workers, line, budget)
+        train_ahead(ahead, config.workers, line.show)
         for (target, size, kind), job in jobs.items():
-            try:
-                fit = job(line, budget)
-            except Unfinished:
-                console.print(f"Stopped in {kind}({size}) on {target}: run again to go on.")
-                return {"bands": [Band("finished", 0.0, low=1.0).record()]}
+            fit = job(line.show)
             line.show(f"{kind}({size}) on {target}: measured")
             cells.append(measured(config, target, size, kind, bounds[target], fit))
             images[target, kind, size] = image(fit.log_prob, config.pixels)
     bands = bands_of(config, cells)
     console.print(table_of(cells), *map(str, bands), sep="\n", highlight=False)
     record = {
-        "config": {
-            key: value
-            for key, value in asdict(config).items()
-            if key not in ("results", "minutes", "workers")
-        },
+        "config": session.config,
         "environment": environment(),
         "cells": [asdict(cell) for cell in cells],
         "bands": [band.record() for band in bands],
@@ -176,7 +167,6 @@ def run(config: Config, console: Console) -> dict[str, object]:
 def recipe(config: Config, kind: str) -> Recipe:
     """How a flow is trained."""
     nf = kind == "NF"
-    folder = config.results / ".checkpoints" / config.preset
     return Recipe(
         seed=config.seed,
         backend=config.backend,
@@ -185,7 +175,6 @@ def recipe(config: Config, kind: str) -> Recipe:
         rate=config.nf_rate if nf else config.cnf_rate,
         loose=config.loose,
         tolerance=config.tolerance,
-        folder=None if config.bands == "none" else folder,
     )
 
 

@@ -28,11 +28,12 @@ from typing import NamedTuple
 
 import torch
 from _harness.bands import Band
-from _harness.flow_training import Budget, Training, Unfinished
-from _harness.flow_workers import train_ahead
+from _harness.flow_training import minimise, one_cycle, training_of
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
 from _harness.shapes import SHAPES, Shape, energy_distance
+from _harness.workers import train_ahead
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -68,8 +69,9 @@ class Config:
     distance: float | None = 0.05  # energy distance of the CNF's samples accepted
     keep: bool = False  # checkpoints
     workers: int = 1  # processes that train
-    minutes: float = math.inf  # stop after so long; the next run goes on
     threads: int = 1
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "figure_5_max_likelihood"
 
 
@@ -153,43 +155,32 @@ class Row:
 def main(config: Config) -> dict[str, object]:
     """Train, measure, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
+    return run_session(
+        "figure_5_max_likelihood", config, run, keep=config.keep, threads=config.threads
+    )
 
 
-def run(config: Config, console: Console) -> dict[str, object]:
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
     """The experiment, from shapes to files."""
     from _harness.likelihood_figure import likelihood_figure  # matplotlib is optional
 
-    budget, rows = Budget(config.minutes), []
+    rows: list[Row] = []
     fits: dict[tuple[str, str], Fit] = {}
     jobs = {
-        (name, kind): partial(FITS[kind], config, SHAPES[name])
+        (name, kind): partial(FITS[kind], config, SHAPES[name], session)
         for name in config.shapes
         for kind in FITS
     }
     with LiveLine(console) as line:
         ahead = {f"{kind} on {name}": job for (name, kind), job in jobs.items()}
-        train_ahead(ahead, config.workers, line, budget)
+        train_ahead(ahead, config.workers, line.show)
         for (name, kind), job in jobs.items():
-            try:
-                fits[name, kind] = job(line, budget)
-            except Unfinished:
-                console.print(f"Stopped in {kind}, {name}: run again to go on.")
-                return {"bands": [Band("finished", 0.0, low=1.0).record()]}
+            fits[name, kind] = job(line.show)
             rows.append(measured(config, SHAPES[name], kind, fits[name, kind]))
     bands = bands_of(config, rows)
     console.print(table_of(rows), *map(str, bands), sep="\n", highlight=False)
     record = {
-        "config": {
-            key: value
-            for key, value in asdict(config).items()
-            if key not in ("results", "minutes", "workers")
-        },
+        "config": session.config,
         "environment": environment(),
         "rows": [asdict(row) for row in rows],
         "bands": [band.record() for band in bands],
@@ -209,7 +200,9 @@ def base() -> Independent:
     return Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
 
 
-def fit_continuous(config: Config, shape: Shape, line: LiveLine, budget: Budget) -> Fit:
+def fit_continuous(
+    config: Config, shape: Shape, session: Session, show: Callable[[str], None]
+) -> Fit:
     """Planar units with weights that depend on time."""
     torch.manual_seed(config.seed)
     field = HyperPlanar(2, config.units)
@@ -219,13 +212,11 @@ def fit_continuous(config: Config, shape: Shape, line: LiveLine, budget: Budget)
     )
     flow = ContinuousFlow(base(), field, solver=loose)
     checked = ContinuousFlow(base(), field, solver=tight)
-    training = trained(config, field, config.cnf_iterations, f"CNF-{shape.name}")
 
-    def loss(done: int) -> Tensor:
-        del done
-        return -flow.log_prob(shape.sample(config.batch)).mean()
+    def loss(x: Tensor) -> Tensor:
+        return -flow.log_prob(x).mean()
 
-    training.run(loss, config.cnf_iterations, f"CNF, {shape.name}", line, budget)
+    seconds = fitted(config, session, field, loss, shape, "CNF", show)
     with torch.no_grad():
         z = base().sample((config.drawn,))
         path = checked.trajectory(z, (0.0, *FRACTIONS))
@@ -234,7 +225,7 @@ def fit_continuous(config: Config, shape: Shape, line: LiveLine, budget: Budget)
         Stage(checked.at(fraction).log_prob, samples)
         for fraction, samples in zip(FRACTIONS, path[1:], strict=True)
     ]
-    return Fit(checked.log_prob, stages, returned, training.seconds)
+    return Fit(checked.log_prob, stages, returned, seconds)
 
 
 def round_trip(config: Config, field: nn.Module, z: Tensor) -> Tensor:
@@ -251,21 +242,19 @@ def round_trip(config: Config, field: nn.Module, z: Tensor) -> Tensor:
     return flow.trajectory(flow.trajectory(z, (0.0, 1.0))[-1], (1.0, 0.0))[-1]
 
 
-def fit_layers(config: Config, shape: Shape, line: LiveLine, budget: Budget) -> Fit:
+def fit_layers(config: Config, shape: Shape, session: Session, show: Callable[[str], None]) -> Fit:
     """Planar layers from data to base."""
     torch.manual_seed(config.seed)
     layers, end = PlanarLayers(2, config.units), base()
-    training = trained(config, layers, config.nf_iterations, f"NF-{shape.name}")
 
     def log_prob(x: Tensor, part: slice = slice(None)) -> Tensor:
         z, log_det = layers.push(x, part)
         return end.log_prob(z) + log_det
 
-    def loss(done: int) -> Tensor:
-        del done
-        return -log_prob(shape.sample(config.batch)).mean()
+    def loss(x: Tensor) -> Tensor:
+        return -log_prob(x).mean()
 
-    training.run(loss, config.nf_iterations, f"NF, {shape.name}", line, budget)
+    seconds = fitted(config, session, layers, loss, shape, "NF", show)
     stages: list[Stage] = []
     with torch.no_grad():
         z = end.sample((config.drawn,))
@@ -273,18 +262,28 @@ def fit_layers(config: Config, shape: Shape, line: LiveLine, budget: Budget) -> 
             part = slice(config.units - max(1, round(fraction * config.units)), None)
             stages.append(Stage(lambda x, part=part: log_prob(x, part), layers.pull(z, part)))
         back, _ = layers.push(stages[-1].samples)
-    return Fit(log_prob, stages, distance(back, z), training.seconds)
+    return Fit(log_prob, stages, distance(back, z), seconds)
 
 
-def trained(config: Config, model: nn.Module, iterations: int, name: str) -> Training:
-    """Adam with a rate that rises for a tenth of the time and then falls."""
+def fitted(
+    config: Config,
+    session: Session,
+    model: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    shape: Shape,
+    kind: str,
+    show: Callable[[str], None],
+) -> float:
+    """Train a flow by Adam on fresh points of a shape; the seconds that it took."""
+    iterations = config.cnf_iterations if kind == "CNF" else config.nf_iterations
     optimiser = torch.optim.Adam(model.parameters(), lr=config.rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.rate, total_steps=iterations, pct_start=0.1, cycle_momentum=False
-    )
-    path = config.results / ".checkpoints" / config.preset / f"{name}-{config.seed}.pt"
-    key = repr((config.units, config.batch, config.rate, config.backend, config.loose, iterations))
-    return Training(model, optimiser, schedule, key=key, path=path if config.keep else None)
+    schedule = one_cycle(optimiser, config.rate, iterations)
+    wanted = ("seed", "units", "batch", "rate", "backend", "loose")
+    settings = {key: session.config[key] for key in wanted} | {"iterations": iterations}
+    name = f"{kind}-{shape.name}-{config.seed}"
+    training = training_of(session, model, optimiser, schedule, loss, name, settings)
+    minimise(training, lambda: (shape.sample(config.batch),), iterations, show)
+    return training.seconds
 
 
 def distance(x: Tensor, y: Tensor) -> float:

@@ -11,14 +11,15 @@ Source:
 
 from __future__ import annotations
 
+import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from _harness.bands import Band
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
 from _harness.spiral_scores import scores_of
 from _harness.spiral_training import Job, Recipe, train
 from rich.console import Console
@@ -39,6 +40,8 @@ class Config:
     n_train: int = 800
     tolerance: float = 1e-4
     reconstruction: float | None = 0.3  # band; None: too short a run to have one
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "figure_6_latent_ode"
 
 
@@ -52,33 +55,30 @@ PRESETS = {
 def main(config: Config) -> dict[str, object]:
     """Train, draw, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
+    return run_session("figure_6_latent_ode", config, run)
+
+
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
+    """The experiment, from data to files."""
     from _harness.latent_figure import from_data_to_forecast  # matplotlib is optional
 
-    console = Console()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        tolerance = config.tolerance
-        solver = Solver(
-            config.backend, rtol=tolerance, atol=tolerance, coupling="shared", gradient="direct"
-        )
-        recipe = Recipe(config.steps, warm_up=min(200, config.steps // 5 + 1))
-        job = Job("latent ODE", config.points, config.seed, recipe, solver, config.n_train, 20)
-        with LiveLine(console) as line:
-            trained = train(job, line.show)
-        if trained is None:
-            raise RuntimeError("a run without a limit of time stopped")
-        scores = scores_of(trained)
-        figure = from_data_to_forecast(trained)
-    finally:
-        torch.set_num_threads(threads)
+    tolerance = config.tolerance
+    solver = Solver(
+        config.backend, rtol=tolerance, atol=tolerance, coupling="shared", gradient="direct"
+    )
+    recipe = Recipe(config.steps, warm_up=min(200, config.steps // 5 + 1))
+    job = Job("latent ODE", config.points, config.seed, recipe, solver, config.n_train, 20)
+    with LiveLine(console) as line:
+        trained = train(job, line.show, session)
+    scores = scores_of(trained)
+    figure = from_data_to_forecast(trained)
     bands = []
     if config.reconstruction is not None:
         error = scores.reconstruction
         bands.append(Band("RMSE on the observed revolution", error, high=config.reconstruction))
     console.print(*map(str, bands), sep="\n", highlight=False)
     record: dict[str, object] = {
-        "config": {key: value for key, value in asdict(config).items() if key != "results"},
+        "config": session.config,
         "environment": environment(),
         "scores": scores._asdict(),
         "bands": [band.record() for band in bands],

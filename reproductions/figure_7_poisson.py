@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from _harness.bands import Band
 from _harness.events import Events, bursts, coal_mining
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
 from rich.console import Console
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -49,6 +50,8 @@ class Config:
     coal_decay: float = 3e-2  # weight decay: the disasters' rate is smooth
     tolerance: float = 1e-4
     judged: bool = True  # whether there are bands; False: too short to have any
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "figure_7_poisson"
 
 
@@ -124,26 +127,25 @@ class Fit(NamedTuple):
 def main(config: Config) -> dict[str, object]:
     """Fit both, judge, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
+    return run_session("figure_7_poisson", config, run)
+
+
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
+    """The experiment, from events to files."""
     from _harness.poisson_figure import rates  # matplotlib is optional
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    console = Console()
-    try:
-        with LiveLine(console) as line:
-            two = fit(config, bursts(), config.steps, 0.0, line.show)
-            coal = fit(config, coal_mining(), config.coal_steps, config.coal_decay, line.show)
-        numbers, bands = judge_bursts(two)
-        coal_numbers, coal_bands = judge_coal(coal)
-    finally:
-        torch.set_num_threads(threads)
+    with LiveLine(console) as line:
+        two = fit(config, bursts(), config.steps, 0.0, session, line.show)
+        coal = fit(config, coal_mining(), config.coal_steps, config.coal_decay, session, line.show)
+    numbers, bands = judge_bursts(two)
+    coal_numbers, coal_bands = judge_coal(coal)
     found = [*bands, *coal_bands] if config.judged else []
     numbers |= coal_numbers
     for name, value in numbers.items():
         console.print(f"{name}: {value:.4g}", highlight=False)
     console.print(*map(str, found), sep="\n", highlight=False)
     record: dict[str, object] = {
-        "config": {key: value for key, value in asdict(config).items() if key != "results"},
+        "config": session.config,
         "environment": environment(),
         **numbers,
         "bands": [band.record() for band in found],
@@ -154,7 +156,12 @@ def main(config: Config) -> dict[str, object]:
 
 
 def fit(
-    config: Config, events: Events, steps: int, decay: float, show: Callable[[str], None]
+    config: Config,
+    events: Events,
+    steps: int,
+    decay: float,
+    session: Session,
+    show: Callable[[str], None],
 ) -> Fit:
     """Fit a latent ODE of four variables and a rate to the events inside the windows."""
     torch.manual_seed(config.seed)
@@ -174,14 +181,17 @@ def fit(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     t = (inside - start) * scale
     x = torch.ones(1, len(t), 1)
-    for step in range(steps):
-        optimiser.zero_grad()
-        loss = -elbo(model, x, t).value().mean()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimiser.step()
-        schedule.step()
-        show(f"{len(t)} events: step {step + 1} of {steps}, -ELBO {loss.item():.2f}")
+
+    def loss(series: Tensor) -> Tensor:
+        return -elbo(model, series, t).value().mean()
+
+    name = f"{len(t)} events"
+    training = session.training(
+        model, optimiser, loss, schedule=schedule, name=name, clip=10.0, settings={"steps": steps}
+    )
+    for step in training.steps(steps):
+        value = training.descend(x)  # one series, which several processes cannot split
+        show(f"{name}: step {step + 1} of {steps}, -ELBO {value:.2f}")
     return Fit(events, model.eval(), scale, start)
 
 

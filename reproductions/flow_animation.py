@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from _harness.bands import Band
-from _harness.flow_training import Budget, Training
+from _harness.flow_training import minimise, one_cycle, training_of
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
 from _harness.toys import TOYS
 from rich.console import Console
 from torch import Tensor, nn
@@ -49,6 +50,8 @@ class Config:
     frames: int = 40
     pixels: int = 110  # of the density
     lead: float | None = 0.5  # band: over a Gaussian, nats
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "flow_animation"
 
 
@@ -64,15 +67,10 @@ PRESETS = {
 def main(config: Config) -> dict[str, object]:
     """Train, animate, print, and write JSON, PNG and GIF; returns what the JSON holds."""
     need("matplotlib")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
+    return run_session("flow_animation", config, run)
 
 
-def run(config: Config, console: Console) -> dict[str, object]:
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
     """The work, from data to files."""
     from _harness.animation import animation, filmstrip  # matplotlib is optional
 
@@ -80,7 +78,7 @@ def run(config: Config, console: Console) -> dict[str, object]:
     solver = Solver(config.backend, rtol=config.tolerance, atol=config.tolerance, coupling="shared")
     with LiveLine(console) as line, torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        field, seconds = trained(config, base, line)
+        field, seconds = trained(config, base, session, line)
         flow = ContinuousFlow(base, field, solver=solver)
         x = TOYS[config.data](config.fresh)
         with torch.no_grad():
@@ -92,7 +90,7 @@ def run(config: Config, console: Console) -> dict[str, object]:
         bands.append(Band("lead over a Gaussian (nats)", gaussian - nll, low=config.lead))
     console.print(*map(str, bands), sep="\n", highlight=False)
     record = {
-        "config": {key: value for key, value in asdict(config).items() if key != "results"},
+        "config": session.config,
         "environment": environment(),
         "nll": nll,
         "gaussian": gaussian,
@@ -106,21 +104,23 @@ def run(config: Config, console: Console) -> dict[str, object]:
     return record
 
 
-def trained(config: Config, base: Independent, line: LiveLine) -> tuple[FreeForm, float]:
+def trained(
+    config: Config, base: Independent, session: Session, line: LiveLine
+) -> tuple[FreeForm, float]:
     """The field by flow matching, and the seconds it took."""
     field = FreeForm(2, (config.width,) * 3, activation=nn.Tanh)  # FFJORD's, for such data
     optimiser = torch.optim.Adam(field.parameters(), lr=config.rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.rate, total_steps=config.iterations, pct_start=0.1, cycle_momentum=False
-    )
-    training = Training(field, optimiser, schedule, key=config.data)
+    schedule = one_cycle(optimiser, config.rate, config.iterations)
 
-    def loss(done: int) -> Tensor:
-        del done
+    def loss(z: Tensor, x: Tensor) -> Tensor:
+        return matching_loss(field, z, x)
+
+    def draw() -> tuple[Tensor, Tensor]:
         z, x = base.sample((config.batch,)), TOYS[config.data](config.batch)
-        return matching_loss(field, z, x[pair_by_transport(z, x)])
+        return z, x[pair_by_transport(z, x)]
 
-    training.run(loss, config.iterations, config.data, line, Budget())
+    training = training_of(session, field, optimiser, schedule, loss, config.data)
+    minimise(training, draw, config.iterations, line.show)
     return field, training.seconds
 
 

@@ -16,6 +16,7 @@ Source:
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -39,6 +40,7 @@ from _harness.series_models import (
     predictions,
     train,
 )
+from _harness.session import Session, run_session
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -64,6 +66,8 @@ class Config:
     steps: int = 600
     tolerance: float = 1e-3
     judged: bool = True  # whether there are bands; False: too short to have any
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "irregular_series"
 
 
@@ -96,15 +100,10 @@ class Row:
 def main(config: Config) -> dict[str, object]:
     """Train, judge, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
+    return run_session("irregular_series", config, run)
 
 
-def run(config: Config, console: Console) -> dict[str, object]:
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
     """The experiment, from data to files."""
     from _harness.series_figure import errors_by_share  # matplotlib is optional
 
@@ -113,13 +112,13 @@ def run(config: Config, console: Console) -> dict[str, object]:
     answer: Answer | None = None
     with LiveLine(console) as line:
         for name, split in splits.items():
-            found, example = values(config, name, split, line.show)
-            rows += [*found, *classes(config, name, split, line.show)]
+            found, example = values(config, name, split, session, line.show)
+            rows += [*found, *classes(config, name, split, session, line.show)]
             answer = answer or example
     bands = bands_of(config, rows) if config.judged else []
     console.print(*tables(config, rows), *map(str, bands), sep="\n", highlight=False)
     record: dict[str, object] = {
-        "config": {key: value for key, value in asdict(config).items() if key != "results"},
+        "config": session.config,
         "environment": environment(),
         "rows": [asdict(row) for row in rows],
         "bands": [band.record() for band in bands],
@@ -131,7 +130,7 @@ def run(config: Config, console: Console) -> dict[str, object]:
 
 
 def values(
-    config: Config, name: str, split: Split, show: Callable[[str], None]
+    config: Config, name: str, split: Split, session: Session, show: Callable[[str], None]
 ) -> tuple[list[Row], Answer | None]:
     """Errors in between and after, of every model and interpolant; and one example to draw."""
     test, rows = split.test, list[Row]()
@@ -143,7 +142,8 @@ def values(
     for model_name in config.models:
         runs: list[list[tuple[float, float]]] = []
         for seed in range(config.seed, config.seed + config.seeds):
-            model, _ = train(job(config, name, model_name, 0, seed), split.train, show)
+            one = job(config, name, model_name, 0, seed)
+            model, _ = train(one, split.train, session, show)
             with torch.no_grad():
                 found = [predictions(model, test, seen) for seen in choices]
             runs.append([errors(f, split, s) for f, s in zip(found, choices, strict=True)])
@@ -155,7 +155,9 @@ def values(
     return rows, drawn
 
 
-def classes(config: Config, name: str, split: Split, show: Callable[[str], None]) -> list[Row]:
+def classes(
+    config: Config, name: str, split: Split, session: Session, show: Callable[[str], None]
+) -> list[Row]:
     """Shares of the test series told right; none for a set without classes."""
     if name not in CLASSES:
         return []
@@ -165,7 +167,7 @@ def classes(config: Config, name: str, split: Split, show: Callable[[str], None]
         runs: list[list[float]] = []
         for seed in range(config.seed, config.seed + config.seeds):
             one = job(config, name, model_name, CLASSES[name], seed)
-            _, classifier = train(one, split.train, show)
+            _, classifier = train(one, split.train, session, show)
             if classifier is None:
                 raise RuntimeError(f"no classifier came of {one}")
             runs.append([classify(classifier, split.test, seen) for seen in choices])

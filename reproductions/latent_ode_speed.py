@@ -122,10 +122,12 @@ def measure(config: Config, points: int, tolerance: float, show: Callable[[str],
         recipe = Recipe(100_000, batch=config.batch, warm_up=50)
         runs[name] = Run(Job("latent ODE", points, config.seed, recipe, solver))
     first = runs[config.backend]
-    first.steps(config.warm_up)
+    torch.manual_seed(config.seed)
+    for _ in first.training.steps(config.warm_up):
+        first.step()
     for run in runs.values():
         if run is not first:
-            run.restore(copy.deepcopy(first.state()))
+            run.training.restore(copy.deepcopy(first.training.state()))
         run.step()  # what is made at a first step is no part of any
     times: dict[str, list[float]] = {name: [] for name in runs}
     for k in range(config.rounds):

@@ -11,9 +11,10 @@ Source:
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ import torch
 from _harness.bands import Band
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
 from rich.console import Console
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
@@ -48,6 +50,8 @@ class Config:
     n_test: int = 200
     paths: int = 200  # drawn for the bands
     judged: bool = True  # whether there are bands; False: too short to have any
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "latent_sde"
 
 
@@ -73,25 +77,24 @@ class Series(NamedTuple):
 def main(config: Config) -> dict[str, object]:
     """Train, compare with the exact answer, print, and write JSON and PNG."""
     need("matplotlib")
+    return run_session("latent_sde", config, run)
+
+
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
+    """The experiment, from paths to files."""
     from _harness.sde_figure import bands_of_doubt  # matplotlib is optional
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    console = Console()
-    try:
-        torch.manual_seed(config.seed)
-        model = build(config)
-        with LiveLine(console) as line:
-            train(config, model, line.show)
-        test = draw(config.n_test, seed=1_000_000)
-        numbers = judge(config, model, test)
-        at = torch.linspace(0.0, LENGTH + 1.0, 61)
-        with torch.no_grad():
-            paths = model.predict(
-                test.x[:3], test.t[:3], at=at, n_samples=config.paths, seed=config.seed
-            )
-    finally:
-        torch.set_num_threads(threads)
+    torch.manual_seed(config.seed)
+    model = build(config)
+    with LiveLine(console) as line:
+        train(config, model, session, line.show)
+    test = draw(config.n_test, seed=1_000_000)
+    numbers = judge(config, model, test)
+    at = torch.linspace(0.0, LENGTH + 1.0, 61)
+    with torch.no_grad():
+        paths = model.predict(
+            test.x[:3], test.t[:3], at=at, n_samples=config.paths, seed=config.seed
+        )
     bands: list[Band] = []
     if config.judged:
         bands = [
@@ -103,7 +106,7 @@ def main(config: Config) -> dict[str, object]:
         console.print(f"{name}: {value:.4g}", highlight=False)
     console.print(*map(str, bands), sep="\n", highlight=False)
     record: dict[str, object] = {
-        "config": {key: value for key, value in asdict(config).items() if key != "results"},
+        "config": session.config,
         "environment": environment(),
         **numbers,
         "bands": [band.record() for band in bands],
@@ -169,24 +172,25 @@ def build(config: Config) -> LatentSDE:
     )  # fmt: skip
 
 
-def train(config: Config, model: LatentSDE, show: Callable[[str], None]) -> None:
+def train(config: Config, model: LatentSDE, session: Session, show: Callable[[str], None]) -> None:
     """Maximise the bound; every step sees new series at new times."""
     optimiser = torch.optim.Adam(model.parameters(), config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
     grid = torch.linspace(0.0, LENGTH, 41)[1:]
-    for step in range(config.steps):
+
+    def loss(x: Tensor, t: Tensor, mask: Tensor) -> Tensor:
+        # The KL divergence is never weighed less: it alone keeps the diffusion from shrinking.
+        return -model.elbo(x, t, mask).value().mean()
+
+    training = session.training(
+        model, optimiser, loss, schedule=schedule, name="latent SDE", clip=10.0
+    )
+    for step in training.steps(config.steps):
         series = draw(config.batch, seed=config.seed * 100_003 + step)
         # On a common grid of times the union of all series' times stays small.
         t = grid[(series.t / LENGTH * 40).long().clamp(max=39)]
-        x, t, mask = merged(series.x, t)
-        # The KL divergence is never weighed less: it alone keeps the diffusion from shrinking.
-        loss = -model.elbo(x, t, mask).value().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimiser.step()
-        schedule.step()
-        show(f"step {step + 1} of {config.steps}, -ELBO {loss.item():.2f}")
+        value = training.descend(*merged(series.x, t))
+        show(f"step {step + 1} of {config.steps}, -ELBO {value:.2f}")
 
 
 def merged(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,13 +17,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from _harness.bands import Band
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -50,6 +51,8 @@ class Config:
     tolerance: float = 1e-4
     learning_rate: float = 1e-2
     claims: bool = True
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "mechanics"
 
 
@@ -116,15 +119,10 @@ def pendulum(t: Tensor, y: Pair) -> Pair:  # noqa: ARG001 - autonomous
 def main(config: Config) -> dict[str, object]:
     """Train, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
+    return run_session("mechanics", config, run)
 
 
-def run(config: Config, console: Console) -> dict[str, object]:
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
     """The experiment, from motions to files."""
     from _harness.motion_figure import motions_and_energies  # matplotlib is optional
 
@@ -134,8 +132,8 @@ def run(config: Config, console: Console) -> dict[str, object]:
             "Hamiltonian": HamiltonianField(Energy(config.width)),
             "plain": Plain(config.width),
         }
-        motions = {name: learned(f, config, name, line.show) for name, f in fields.items()}
-        flip = second_order(config, line.show)
+        motions = {name: learned(f, config, session, name, line.show) for name, f in fields.items()}
+        flip = second_order(config, session, line.show)
     t, start, truth = test_motion(config)
     drift = {name: energy_error(start, motion) for name, motion in motions.items()}
     console.print(
@@ -148,7 +146,7 @@ def run(config: Config, console: Console) -> dict[str, object]:
     bands = list(bands_of(drift, flip)) if config.claims else []
     console.print(*map(str, bands), sep="\n", highlight=False)
     record = {
-        "config": {key: value for key, value in asdict(config).items() if key != "results"},
+        "config": session.config,
         "environment": environment(),
         "energy_error": drift,
         "sign_flip_error": flip,
@@ -166,7 +164,9 @@ def starts(n: int) -> Pair:
     return size * angle.cos(), size * angle.sin()
 
 
-def learned(field: nn.Module, config: Config, name: str, show: Callable[[str], None]) -> Pair:
+def learned(
+    field: nn.Module, config: Config, session: Session, name: str, show: Callable[[str], None]
+) -> Pair:
     """Train a field on noisy pieces, then follow it; [T, B, 1] each."""
     torch.manual_seed(config.seed + 1)
     times = torch.linspace(0, config.piece, 6)
@@ -177,14 +177,16 @@ def learned(field: nn.Module, config: Config, name: str, show: Callable[[str], N
     optimiser = torch.optim.Adam(field.parameters(), config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
     solver = solver_of(config)
-    for step in range(config.steps):
-        found = odeint(field, (q[0], p[0]), times, solver=solver)
-        loss = (found[0] - q).square().mean() + (found[1] - p).square().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        show(f"{name}: step {step + 1}/{config.steps}  loss {loss.item():.5f}")
+
+    def loss(rows: Tensor) -> Tensor:
+        own_q, own_p = q[:, rows], p[:, rows]
+        found = odeint(field, (own_q[0], own_p[0]), times, solver=solver)
+        return (found[0] - own_q).square().mean() + (found[1] - own_p).square().mean()
+
+    training = session.training(field, optimiser, loss, schedule=schedule, name=name)
+    for step in training.steps(config.steps):
+        value = training.descend(torch.arange(config.pieces))
+        show(f"{name}: step {step + 1}/{config.steps}  loss {value:.5f}")
     t, start, _ = test_motion(config)
     with torch.no_grad():
         return odeint(field, start, t, solver=tight)
@@ -204,22 +206,22 @@ def energy_error(start: Pair, motion: Pair) -> float:
     return float((true_energy(*motion) - true_energy(*start)).square().mean())
 
 
-def second_order(config: Config, show: Callable[[str], None]) -> float:
+def second_order(config: Config, session: Session, show: Callable[[str], None]) -> float:
     """Mean square error of x -> -x, learned by an acceleration."""
     torch.manual_seed(config.seed)
     field = SecondOrderField(Acceleration(config.width))
     optimiser = torch.optim.Adam(field.parameters(), config.learning_rate)
-    solver, error = solver_of(config), math.nan
-    for step in range(config.steps):
-        x = 2 * torch.rand(64, 1) - 1
+    solver = solver_of(config)
+
+    def loss(x: Tensor) -> Tensor:
         end, _ = odeint(field, (x, torch.zeros_like(x)), [0.0, 1.0], solver=solver)
-        loss = (end[-1] + x).square().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        error = loss.item()
-        show(f"sign flip: step {step + 1}/{config.steps}  loss {error:.5f}")
-    return error
+        return (end[-1] + x).square().mean()
+
+    training = session.training(field, optimiser, loss, name="sign flip")
+    for step in training.steps(config.steps):
+        training.notes["error"] = training.descend(2 * torch.rand(64, 1) - 1)
+        show(f"sign flip: step {step + 1}/{config.steps}  loss {training.notes['error']:.5f}")
+    return training.notes["error"]
 
 
 def solver_of(config: Config) -> Solver:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from _harness.bands import Band
 from _harness.live import LiveLine
 from _harness.neurons import LENGTH, load_sequences
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
 from rich.console import Console
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -61,6 +62,8 @@ class Config:
     samples: int = 100  # of each sequence held out
     every: int = 5  # one sequence of so many is held out
     judged: bool = True  # whether there are bands; False: too short to have any
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "neuron_firing"
 
 
@@ -116,22 +119,21 @@ class Shared(nn.Module):
 def main(config: Config) -> dict[str, object]:
     """Train, judge, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
+    return run_session("neuron_firing", config, run)
+
+
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
+    """The experiment, from spikes to files."""
     from _harness.neuron_figure import firing  # matplotlib is optional
 
-    console = Console()
     sequences = load_sequences()
     held = torch.arange(len(sequences[0])) % config.every == config.every // 2
     learned, judged = _rows(sequences, ~held), _rows(sequences, held)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with LiveLine(console) as line:
-            one = train(config, learned, True, line.show)
-            each = train(config, learned, False, line.show)
-        numbers = judge(config, learned, judged, one, each)
-        figure = firing(one, each, judged)
-    finally:
-        torch.set_num_threads(threads)
+    with LiveLine(console) as line:
+        one = train(config, learned, True, session, line.show)
+        each = train(config, learned, False, session, line.show)
+    numbers = judge(config, learned, judged, one, each)
+    figure = firing(one, each, judged)
     bands: list[Band] = []
     if config.judged:
         bands = [
@@ -143,7 +145,7 @@ def main(config: Config) -> dict[str, object]:
         console.print(f"{name}: {value:.4g}", highlight=False)
     console.print(*map(str, bands), sep="\n", highlight=False)
     record: dict[str, object] = {
-        "config": {key: value for key, value in asdict(config).items() if key != "results"},
+        "config": session.config,
         "environment": environment(),
         **numbers,
         "bands": [band.record() for band in bands],
@@ -154,7 +156,11 @@ def main(config: Config) -> dict[str, object]:
 
 
 def train(
-    config: Config, sequences: Sequences, shared: bool, show: Callable[[str], None]
+    config: Config,
+    sequences: Sequences,
+    shared: bool,
+    session: Session,
+    show: Callable[[str], None],
 ) -> LatentODE:
     """Fit one rate to all sequences, or a latent path to each."""
     torch.manual_seed(config.seed)
@@ -174,16 +180,19 @@ def train(
     optimiser = torch.optim.Adam(model.parameters(), config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
     name = "one rate for all" if shared else "a path for each"
-    for step in range(config.steps):
+
+    def loss(*data: Tensor) -> Tensor:
+        weight = annealed(training.done, config.steps // 2)
+        return -elbo(model, *data).value(weight).mean()
+
+    training = session.training(
+        model, optimiser, loss, schedule=schedule, name=name, clip=10.0,
+        settings={"sequences": len(x), "spikes": int(mask.sum())},
+    )  # fmt: skip
+    for step in training.steps(config.steps):
         rows = torch.randint(len(x), (config.batch,))
-        bound = elbo(model, x[rows], t[rows], mask[rows])
-        loss = -bound.value(annealed(step, config.steps // 2)).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimiser.step()
-        schedule.step()
-        show(f"{name}: step {step + 1} of {config.steps}, -ELBO {loss.item():.2f}")
+        value = training.descend(x[rows], t[rows], mask[rows])
+        show(f"{name}: step {step + 1} of {config.steps}, -ELBO {value:.2f}")
     return model.eval()
 
 

@@ -22,6 +22,7 @@ Source:
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ from _harness.comparison import evaluations
 from _harness.images import Images, load_images
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -79,6 +81,8 @@ class Config:
     random_end: float = 0.5
     lost: float = 2.0  # points of accuracy
     claims: bool = True
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "regularised"
 
 
@@ -114,15 +118,10 @@ class Run:
 def main(config: Config) -> dict[str, object]:
     """Train, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
+    return run_session("regularised", config, run)
 
 
-def run(config: Config, console: Console) -> dict[str, object]:
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
     """The experiment, from data to files."""
     from _harness.learning_figure import losses_and_evaluations  # matplotlib is optional
 
@@ -131,11 +130,11 @@ def run(config: Config, console: Console) -> dict[str, object]:
     )
     console.print(f"data: {images.source.name}: {images.source.what}", highlight=False)
     with LiveLine(console) as line:
-        runs = [learn(method, images, config, line.show) for method in METHODS]
+        runs = [learn(method, images, config, session, line.show) for method in METHODS]
     bands = list(bands_of(config, runs)) if config.claims else []
     console.print(table_of(runs), *map(str, bands), sep="\n", highlight=False)
     record = {
-        "config": {key: value for key, value in asdict(config).items() if key != "results"},
+        "config": session.config,
         "environment": environment(),
         "data": images.record(),
         "runs": [asdict(each) for each in runs],
@@ -184,33 +183,55 @@ def solution_and_penalty(
     return solution, solution.cost[-1].mean()
 
 
-def learn(method: str, images: Images, config: Config, show: Callable[[str], None]) -> Run:
+def learn(
+    method: str, images: Images, config: Config, session: Session, show: Callable[[str], None]
+) -> Run:
     """Train one network."""
     model = network(method, config)
     optimiser = torch.optim.Adam(model.parameters(), config.learning_rate)
-    result = Run(method, [], [], [])
     torch.manual_seed(config.seed + 1)
-    for epoch in range(1, config.epochs + 1):
+    last: list[tuple[Solution, Tensor]] = []
+
+    def loss(x: Tensor, label: Tensor) -> Tensor:
+        last[:] = [solution_and_penalty(method, model.body, model.stem(x), config)]
+        solution, penalty = last[0]
+        return cross_entropy(model.head(solution.y[-1]), label) + penalty
+
+    training = session.training(
+        model, optimiser, loss, name=method, settings={"data": images.record()}
+    )
+    notes = training.notes
+    found = {key: notes.setdefault(key, []) for key in ("losses", "accuracy", "forward")}
+    batches = math.ceil(len(images.train.y) / config.batch)
+    for step in training.steps(config.epochs * batches):
+        epoch, batch = divmod(step, batches)
         model.train()
-        for rows in torch.randperm(len(images.train.y)).split(config.batch):
-            start = model.stem(images.train.x[rows])
-            solution, penalty = solution_and_penalty(method, model.body, start, config)
-            loss = cross_entropy(model.head(solution.y[-1]), images.train.y[rows]) + penalty
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            show(
-                f"{method}: epoch {epoch}/{config.epochs}  loss {loss.item():.3f}, of it "
-                f"{penalty.item():.3f}  evaluations {evaluations(solution.stats)[0]:.1f}"
-            )
-        model.eval()
-        with torch.no_grad():
-            logits = model(images.test.x)
-        result.losses.append(cross_entropy(logits, images.test.y).item())
-        right = logits.argmax(1) == images.test.y
-        result.accuracy.append(right.double().mean().item())
-        result.forward.append(round(evaluations(model.body.stats)[0], 3))
-    return result
+        if batch == 0:
+            notes["order"] = torch.randperm(len(images.train.y))
+        rows = notes["order"].split(config.batch)[batch]
+        value = training.descend(images.train.x[rows], images.train.y[rows])
+        solution, penalty = last[0]
+        show(
+            f"{method}: epoch {epoch + 1}/{config.epochs}  loss {value:.3f}, of it "
+            f"{penalty.item():.3f}  evaluations {evaluations(solution.stats)[0]:.1f}"
+        )
+        if batch == batches - 1:
+            for key, each in tested(model, images).items():
+                found[key].append(each)
+    return Run(method, **found)
+
+
+@torch.no_grad()
+def tested(model: ImageClassifier, images: Images) -> dict[str, float]:
+    """Cross entropy, share classified right, and evaluations, on the test set."""
+    model.eval()
+    logits = model(images.test.x)
+    right = logits.argmax(1) == images.test.y
+    return {
+        "losses": cross_entropy(logits, images.test.y).item(),
+        "accuracy": right.double().mean().item(),
+        "forward": round(evaluations(model.body.stats)[0], 3),
+    }
 
 
 def bands_of(config: Config, runs: list[Run]) -> Iterator[Band]:

@@ -15,9 +15,10 @@ Source:
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ import torch
 from _harness.bands import Band
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -58,6 +60,8 @@ class Config:
     n_test: int = 100
     paths: int = 100  # drawn for the bands
     judged: bool = True  # whether there are bands; False: too short to have any
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "stochastic_lorenz"
 
 
@@ -120,21 +124,20 @@ class Diffusion(nn.Module):
 def main(config: Config) -> dict[str, object]:
     """Train, judge, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
+    return run_session("stochastic_lorenz", config, run)
+
+
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
+    """The experiment, from paths to files."""
     from _harness.lorenz_figure import bands_of_doubt  # matplotlib is optional
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    console = Console()
-    try:
-        learned = draw(config.n_train, config.share, seed=config.seed)
-        held = draw(config.n_test, config.share, seed=1_000_000)
-        torch.manual_seed(config.seed)
-        model = build(config)
-        with LiveLine(console) as line:
-            train(config, model, learned, line.show)
-        paths = predicted(config, model, held)
-    finally:
-        torch.set_num_threads(threads)
+    learned = draw(config.n_train, config.share, seed=config.seed)
+    held = draw(config.n_test, config.share, seed=1_000_000)
+    torch.manual_seed(config.seed)
+    model = build(config)
+    with LiveLine(console) as line:
+        train(config, model, learned, session, line.show)
+    paths = predicted(config, model, held)
     numbers = judge(held, paths)
     bands: list[Band] = []
     if config.judged:
@@ -150,7 +153,7 @@ def main(config: Config) -> dict[str, object]:
         console.print(f"{name}: {value:.4g}", highlight=False)
     console.print(*map(str, bands), sep="\n", highlight=False)
     record: dict[str, object] = {
-        "config": {key: value for key, value in asdict(config).items() if key != "results"},
+        "config": session.config,
         "environment": environment(),
         **numbers,
         "bands": [band.record() for band in bands],
@@ -205,20 +208,27 @@ def build(config: Config) -> LatentSDE:
     )  # fmt: skip
 
 
-def train(config: Config, model: LatentSDE, data: Series, show: Callable[[str], None]) -> None:
+def train(
+    config: Config,
+    model: LatentSDE,
+    data: Series,
+    session: Session,
+    show: Callable[[str], None],
+) -> None:
     """Maximise the bound; the KL divergence counts fully from a third of the steps on."""
     optimiser = torch.optim.Adam(model.parameters(), config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
-    for step in range(config.steps):
-        rows = torch.randint(len(data.truth), (config.batch,))
+
+    def loss(rows: Tensor) -> Tensor:
         bound = model.elbo(*data.rows(rows))
-        loss = -bound.value(annealed(step, config.steps // 3)).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 100.0)
-        optimiser.step()
-        schedule.step()
-        show(f"step {step + 1} of {config.steps}, -ELBO {loss.item():.1f}")
+        return -bound.value(annealed(training.done, config.steps // 3)).mean()
+
+    training = session.training(
+        model, optimiser, loss, schedule=schedule, name="latent SDE", clip=100.0
+    )
+    for step in training.steps(config.steps):
+        value = training.descend(torch.randint(len(data.truth), (config.batch,)))
+        show(f"step {step + 1} of {config.steps}, -ELBO {value:.1f}")
 
 
 @torch.no_grad()

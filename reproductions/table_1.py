@@ -22,20 +22,19 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from _harness.bands import Band
 from _harness.bodies import Growth, growth_by_depth
 from _harness.jobs import run_jobs
 from _harness.live import LiveLine
 from _harness.networks import FULL, OFFICIAL, PAPER, PAPER_SETS, on_first, settled
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
 from _harness.table import mean, of, paired, table_of
-from _harness.training import NETS, Job, Recipe, Trained
+from _harness.training import NETS, Job, Recipe, Trained, lasting
 from rich.console import Console
 
 from ctflow import Solver
@@ -70,8 +69,9 @@ class Config:
     mlp: bool = False  # whether all three must be better than the MLP
     behind: float | None = None  # band on ODE-Net minus ResNet-6, percent, upper end of 95 %
     workers: int = 1
-    minutes: float = math.inf
     keep: bool = False
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "table_1"
 
 
@@ -102,15 +102,10 @@ PRESETS = {
 def main(config: Config) -> dict[str, object]:
     """Train, measure, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
+    return run_session("table_1", config, run, keep=config.keep)
 
 
-def run(config: Config, console: Console) -> dict[str, object]:
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
     """The experiment, from data to files; without files where the time was up."""
     from _harness.table_figure import errors_and_memory  # matplotlib is optional
 
@@ -118,20 +113,15 @@ def run(config: Config, console: Console) -> dict[str, object]:
     jobs = list(jobs_of(config))
     images = jobs[0].images()
     console.print(f"data: {images.source.name}: {images.source.what}", highlight=False)
-    until = time.monotonic() + 60 * config.minutes
     with LiveLine(console) as line:
-        trained = run_jobs(jobs, line.show, workers=config.workers, keep=config.keep, until=until)
-        if trained is None:
-            console.print("Stopped in time; the same command goes on from here.")
-            return {"bands": [Band("finished", 0.0, low=1.0).record()]}
+        trained = run_jobs(jobs, line.show, lasting(session), workers=config.workers)
         line.show("memory and time by depth")
         growth = growth_by_depth(jobs[0], config.depths, config.job.recipe.batch, config.repeats)
     bands = list(bands_of(config, trained, growth))
     console.print(table_of(trained, growth, PUBLISHED), highlight=False)
     console.print(*map(str, bands), sep="\n", highlight=False)
     record = {
-        "config": {key: value for key, value in asdict(config).items() if key != "results"}
-        | {"minutes": None, "job": config.job.record()},
+        "config": session.config | {"job": config.job.record()},
         "environment": environment(),
         "data": images.record(),
         "networks": [

@@ -18,16 +18,15 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import torch
 from _harness.bands import Band
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
 from _harness.spiral_scores import Scores, crossings, scores_of
 from _harness.spiral_training import Job, Recipe, Trained, train_all
 from rich.console import Console
@@ -60,8 +59,9 @@ class Config:
     error: dict[int, float] | None = None  # bands on the latent ODE's medians
     ratio: float | None = None  # band on the better RNN's median over the latent ODE's
     workers: int = 1
-    minutes: float = math.inf
     keep: bool = False
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "table_2_spirals"
 
 
@@ -94,24 +94,13 @@ PRESETS = {
 def main(config: Config) -> dict[str, object]:
     """Train, measure, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
+    return run_session("table_2_spirals", config, run, keep=config.keep)
 
 
-def run(config: Config, console: Console) -> dict[str, object]:
-    """The experiment, from data to files; without files where the time was up."""
-    until = time.monotonic() + 60 * config.minutes
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
+    """The experiment, from data to files."""
     with LiveLine(console) as line:
-        trained = train_all(
-            list(jobs_of(config)), line.show, workers=config.workers, keep=config.keep, until=until
-        )
-    if trained is None:
-        console.print("Stopped in time; the same command goes on from here.")
-        return {"bands": [Band("finished", 0.0, low=1.0).record()]}
+        trained = train_all(list(jobs_of(config)), line.show, session, workers=config.workers)
     scores = [scores_of(each) for each in trained]
     best = best_latent(trained, scores)
     found = bands(config, scores)
@@ -119,7 +108,7 @@ def run(config: Config, console: Console) -> dict[str, object]:
     console.print(table_of(config, scores), *map(str, found), sep="\n", highlight=False)
     console.print(f"figure 9: the turning changes its sign {crossed} times (expected: 1)")
     record: dict[str, object] = {
-        "config": asdict(config) | {"results": None, "minutes": None},
+        "config": session.config,
         "environment": environment(),
         "paper": {name: list(row.items()) for name, row in PAPER.items()},
         "runs": [score._asdict() for score in scores],

@@ -26,7 +26,8 @@ from _harness.images import Images
 from _harness.live import LiveLine
 from _harness.networks import FULL, PAPER, PAPER_SETS, SMALL, on_first, settled
 from _harness.records import environment, need, write_figure, write_json
-from _harness.training import Job, Recipe, Trained, train
+from _harness.session import Session, run_session
+from _harness.training import Job, Recipe, Trained, lasting, train
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -50,7 +51,8 @@ class Config:
     euler: tuple[int, ...] = (1, 2, 4)  # numbers of fixed steps, where the backend has them
     claims: bool = True
     keep: bool = False
-    minutes: float = math.inf
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "tolerance"
 
 
@@ -92,35 +94,25 @@ class Setting:
 def main(config: Config) -> dict[str, object]:
     """Train, classify, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
+    return run_session("tolerance", config, run, keep=config.keep)
 
 
-def run(config: Config, console: Console) -> dict[str, object]:
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
     """The experiment, from data to files; without files where the time was up."""
     from _harness.tolerance_figure import accuracy_and_evaluations  # matplotlib is optional
 
     job = job_of(config)
     images = job.images()
     console.print(f"data: {images.source.name}: {images.source.what}", highlight=False)
-    until = time.monotonic() + 60 * config.minutes
     with LiveLine(console) as line:
-        trained = train(job, line.show, keep=config.keep, until=until, images=images)
-        if trained is None:
-            console.print("Stopped in time; the same command goes on from here.")
-            return {"bands": [Band("finished", 0.0, low=1.0).record()]}
+        trained = train(job, line.show, lasting(session), images=images)
         line.show("classifying")
         trained.model.cpu()  # whose time is measured
         settings = list(classified(config, trained, images))
     bands = list(bands_of(config, settings)) if config.claims else []
     console.print(table_of(settings), *map(str, bands), sep="\n", highlight=False)
     record = {
-        "config": {key: value for key, value in asdict(config).items() if key != "results"}
-        | {"minutes": None, "job": job.record()},
+        "config": session.config | {"job": job.record()},
         "environment": environment(),
         "data": images.record(),
         "settings": [asdict(each) for each in settings],

@@ -26,11 +26,12 @@ from typing import NamedTuple
 
 import torch
 from _harness.bands import Band
-from _harness.flow_training import Budget, Training, Unfinished
-from _harness.flow_workers import train_ahead
+from _harness.flow_training import minimise, one_cycle, training_of
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
+from _harness.session import Session, run_session
 from _harness.toys import TOYS, Sampler, entropies
+from _harness.workers import train_ahead
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -70,8 +71,9 @@ class Config:
     accepted: float | None = 0.0  # the worst model's lead over a Gaussian, nats
     keep: bool = False  # checkpoints
     workers: int = 1  # processes that train
-    minutes: float = math.inf  # stop after so long; the next run goes on
     threads: int = 1
+    minutes: float = math.inf  # stop after so long; the same call goes on from there
+    resume: bool = True  # go on with an unfinished call of the same settings
     results: Path = Path(__file__).parent / "results" / "toy_densities"
 
 
@@ -114,44 +116,31 @@ class Row:
 def main(config: Config) -> dict[str, object]:
     """Train, measure, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib", "zuko")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
+    return run_session("toy_densities", config, run, keep=config.keep, threads=config.threads)
 
 
-def run(config: Config, console: Console) -> dict[str, object]:
+def run(config: Config, console: Console, session: Session) -> dict[str, object]:
     """The experiment, from data to files."""
     from _harness.toy_figure import toy_figure  # matplotlib is optional
 
-    budget, rows = Budget(config.minutes), []
+    rows: list[Row] = []
     fits: dict[tuple[str, str], LogProb] = {}
     jobs = {
-        (data, model): partial(fit, config, data, model)
+        (data, model): partial(fit, config, data, model, session)
         for data in config.sets
         for model in config.models
     }
     with LiveLine(console) as line:
         ahead = {f"{model} on {data}": job for (data, model), job in jobs.items()}
-        train_ahead(ahead, config.workers, line, budget)
+        train_ahead(ahead, config.workers, line.show)
         for (data, model), job in jobs.items():
-            try:
-                log_prob, seconds = job(line, budget)
-            except Unfinished:
-                console.print(f"Stopped in {model} on {data}: run again to go on.")
-                return {"bands": [Band("finished", 0.0, low=1.0).record()]}
+            log_prob, seconds = job(line.show)
             fits[data, model] = log_prob
             rows.append(measured(config, data, model, log_prob, seconds))
     bands = bands_of(config, rows)
     console.print(table_of(rows), *map(str, bands), sep="\n", highlight=False)
     record = {
-        "config": {
-            key: value
-            for key, value in asdict(config).items()
-            if key not in ("results", "minutes", "workers")
-        },
+        "config": session.config,
         "environment": environment(),
         "rows": [asdict(row) for row in rows],
         "bands": [band.record() for band in bands],
@@ -172,10 +161,11 @@ def base() -> Independent:
 
 
 class Plan(NamedTuple):
-    """How a model is trained and judged."""
+    """How a model is trained, by the loss of what is drawn for every iteration, and judged."""
 
     network: nn.Module
-    loss: Callable[[int], Tensor]
+    draw: Callable[[], tuple[Tensor, ...]]
+    loss: Callable[..., Tensor]
     log_prob: LogProb
     iterations: int
 
@@ -202,11 +192,13 @@ def by_likelihood(config: Config, sample: Sampler, field: nn.Module) -> Plan:
     )
     flow = ContinuousFlow(base(), field, solver=loose)
 
-    def loss(done: int) -> Tensor:
-        del done
-        return -flow.log_prob(sample(config.batch)).mean()
+    def loss(x: Tensor) -> Tensor:
+        return -flow.log_prob(x).mean()
 
-    return Plan(field, loss, judged(config, field), config.likelihood_iterations)
+    def draw() -> tuple[Tensor]:
+        return (sample(config.batch),)
+
+    return Plan(field, draw, loss, judged(config, field), config.likelihood_iterations)
 
 
 def matched(config: Config, sample: Sampler) -> Plan:
@@ -225,12 +217,14 @@ def by_matching(
     """Regress the free-form field on the paths' velocities; nothing is solved."""
     field = field_of(config)
 
-    def loss(done: int) -> Tensor:
-        del done
+    def draw() -> tuple[Tensor, Tensor]:
         z, x = base().sample((config.batch,)), sample(config.batch)
-        return matching_loss(field, z, paired(z, x))
+        return z, paired(z, x)
 
-    return Plan(field, loss, judged(config, field), config.iterations)
+    def loss(z: Tensor, x: Tensor) -> Tensor:
+        return matching_loss(field, z, x)
+
+    return Plan(field, draw, loss, judged(config, field), config.iterations)
 
 
 def judged(config: Config, field: nn.Module) -> LogProb:
@@ -245,11 +239,13 @@ def spline(config: Config, sample: Sampler) -> Plan:
 
     network = NSF(2, transforms=3, hidden_features=(config.width,) * 2)
 
-    def loss(done: int) -> Tensor:
-        del done
-        return -network().log_prob(sample(config.batch)).mean()
+    def loss(x: Tensor) -> Tensor:
+        return -network().log_prob(x).mean()
 
-    return Plan(network, loss, lambda x: network().log_prob(x), config.iterations)
+    def draw() -> tuple[Tensor]:
+        return (sample(config.batch),)
+
+    return Plan(network, draw, loss, lambda x: network().log_prob(x), config.iterations)
 
 
 MODELS = {
@@ -262,27 +258,18 @@ MODELS = {
 
 
 def fit(
-    config: Config, data: str, model: str, line: LiveLine, budget: Budget
+    config: Config, data: str, model: str, session: Session, show: Callable[[str], None]
 ) -> tuple[LogProb, float]:
     """Train one model on one set; its log-density, and the seconds it took."""
     torch.manual_seed(config.seed)
     plan = MODELS[model](config, TOYS[data])
     optimiser = torch.optim.Adam(plan.network.parameters(), lr=config.rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.rate, total_steps=plan.iterations + 1, pct_start=0.1,
-        cycle_momentum=False,
-    )  # fmt: skip
-    settings = (config.width, config.batch, config.rate, config.backend, config.loose)
-    name = f"{model}-{data}-{config.seed}".replace(" ", "_").replace(",", "")
-    path = config.results / ".checkpoints" / config.preset / f"{name}.pt"
-    training = Training(
-        plan.network,
-        optimiser,
-        schedule,
-        key=repr((*settings, plan.iterations)),
-        path=path if config.keep else None,
-    )
-    training.run(plan.loss, plan.iterations, f"{data}, {model}", line, budget)
+    schedule = one_cycle(optimiser, config.rate, plan.iterations + 1)
+    wanted = ("seed", "width", "batch", "rate", "backend", "loose")
+    settings = {key: session.config[key] for key in wanted} | {"iterations": plan.iterations}
+    name = f"{model}, {data}, seed {config.seed}"
+    training = training_of(session, plan.network, optimiser, schedule, plan.loss, name, settings)
+    minimise(training, plan.draw, plan.iterations, show)
     return plan.log_prob, training.seconds
 
 

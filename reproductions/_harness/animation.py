@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from _harness.ranks import rank
+
 __all__ = ["HALF", "animation", "filmstrip"]
 
 HALF = 4.5  # of the window
@@ -28,6 +30,8 @@ Frame = tuple[float, Tensor, Tensor]
 
 def animation(path: Path, frames: Sequence[Frame]) -> None:
     """Write a GIF that repeats for ever; a reader sees the old file or the new one."""
+    if rank() > 0:
+        return  # of several processes the first one writes
     images = [_image(frame) for frame in frames]
     lasting = [_MILLISECONDS] * (len(images) - 1) + [_HOLD]
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from _harness.energies import confined
-from _harness.flow_training import Budget, Training
-from _harness.live import LiveLine
+from _harness.flow_training import minimise, one_cycle, training_of
+from _harness.loop import Training
+from _harness.session import Session
 from ctflow import Solver
 from ctflow.flows import ContinuousFlow, HyperPlanar, PlanarLayers
 
@@ -48,7 +48,6 @@ class Recipe:
         rate: Highest rate of the one-cycle schedule.
         loose: rtol and atol of the CNF's training.
         tolerance: rtol and atol of the flow that is handed back.
-        folder: Where checkpoints are kept; None to keep none.
     """
 
     seed: int
@@ -58,10 +57,11 @@ class Recipe:
     rate: float
     loose: float
     tolerance: float
-    folder: Path | None = None
 
 
-def fit_layers(recipe: Recipe, target: str, size: int, line: LiveLine, budget: Budget) -> Fit:
+def fit_layers(
+    recipe: Recipe, target: str, size: int, session: Session, show: Callable[[str], None]
+) -> Fit:
     """K planar layers by RMSprop.
 
     Raises:
@@ -70,27 +70,28 @@ def fit_layers(recipe: Recipe, target: str, size: int, line: LiveLine, budget: B
     torch.manual_seed(recipe.seed)
     layers, start, energy = PlanarLayers(2, size), _base(), confined(target)
     optimiser = torch.optim.RMSprop(layers.parameters(), lr=recipe.rate)
-    training = _trained(recipe, layers, optimiser, f"NF-{target}-{size}")
 
-    def draw(n: int) -> tuple[Tensor, Tensor]:
-        z = start.sample((n,))
+    def pushed(z: Tensor) -> tuple[Tensor, Tensor]:
         x, log_det = layers.push(z)
         return x, start.log_prob(z) - log_det
 
-    def loss(done: int) -> Tensor:
-        x, log_prob = draw(recipe.batch)
-        return (log_prob + _weight(done, recipe.iterations) * energy(x)).mean()
+    def loss(z: Tensor) -> Tensor:
+        x, log_prob = pushed(z)
+        return (log_prob + _weight(training.done, recipe.iterations) * energy(x)).mean()
 
-    training.run(loss, recipe.iterations, f"{target}, NF with K = {size}", line, budget)
+    training = _trained(recipe, layers, optimiser, loss, session, f"NF-{target}-{size}")
+    minimise(training, lambda: (start.sample((recipe.batch,)),), recipe.iterations, show)
 
     def log_prob(x: Tensor) -> Tensor:
         z = layers.pull(x)
         return start.log_prob(z) - layers.push(z)[1]
 
-    return Fit(draw, log_prob, training.seconds)
+    return Fit(lambda n: pushed(start.sample((n,))), log_prob, training.seconds)
 
 
-def fit_continuous(recipe: Recipe, target: str, size: int, line: LiveLine, budget: Budget) -> Fit:
+def fit_continuous(
+    recipe: Recipe, target: str, size: int, session: Session, show: Callable[[str], None]
+) -> Fit:
     """M planar units with weights that depend on time, by Adam.
 
     Raises:
@@ -109,14 +110,13 @@ def fit_continuous(recipe: Recipe, target: str, size: int, line: LiveLine, budge
         )
     )  # fmt: skip
     optimiser = torch.optim.Adam(field.parameters(), lr=recipe.rate)
-    training = _trained(recipe, field, optimiser, f"CNF-{target}-{size}")
 
-    def loss(done: int) -> Tensor:
-        del done
-        x, log_prob = flow.rsample_and_log_prob((recipe.batch,))
+    def loss(rows: Tensor) -> Tensor:
+        x, log_prob = flow.rsample_and_log_prob((len(rows),))
         return (log_prob + energy(x)).mean()
 
-    training.run(loss, recipe.iterations, f"{target}, CNF with M = {size}", line, budget)
+    training = _trained(recipe, field, optimiser, loss, session, f"CNF-{target}-{size}")
+    minimise(training, lambda: (torch.arange(recipe.batch),), recipe.iterations, show)
     return Fit(lambda n: checked.rsample_and_log_prob((n,)), checked.log_prob, training.seconds)
 
 
@@ -134,11 +134,13 @@ def _weight(done: int, iterations: int) -> float:
 
 
 def _trained(
-    recipe: Recipe, model: nn.Module, optimiser: torch.optim.Optimizer, name: str
+    recipe: Recipe,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    loss: Callable[..., Tensor],
+    session: Session,
+    name: str,
 ) -> Training:
-    """A training with a rate that rises for a tenth of it and then falls; kept on the way."""
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.rate, total_steps=recipe.iterations, pct_start=0.1, cycle_momentum=False
-    )
-    path = None if recipe.folder is None else recipe.folder / f"{name}-{recipe.seed}.pt"
-    return Training(model, optimiser, schedule, key=repr(replace(recipe, folder=None)), path=path)
+    schedule = one_cycle(optimiser, recipe.rate, recipe.iterations)
+    name = f"{name}-{recipe.seed}"
+    return training_of(session, model, optimiser, schedule, loss, name, asdict(recipe))

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from _harness.ranks import rank
 from ctflow import CtflowError, __version__
 
 __all__ = ["environment", "need", "write_figure", "write_json"]
@@ -87,6 +88,8 @@ def write_figure(path: Path, figure: Figure) -> None:
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    if rank() > 0:
+        return  # of several processes the first one writes
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

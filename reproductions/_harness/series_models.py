@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from _harness.series import Series, Split, shown
+from _harness.session import Session
 from ctflow import Solver
 from ctflow.dynamics import MLP
 from ctflow.latent import (
@@ -124,7 +125,9 @@ class Classifier(nn.Module):
 Model = LatentODE | RecurrentModel | Classifier
 
 
-def train(job: Job, series: Series, show: Callable[[str], None]) -> tuple[Model, Classifier | None]:
+def train(
+    job: Job, series: Series, session: Session, show: Callable[[str], None]
+) -> tuple[Model, Classifier | None]:
     """Train a model on random choices of 10 to 50 % of the early observations.
 
     Everything that is there is to be foretold from them: what was hidden in between, and what
@@ -132,6 +135,9 @@ def train(job: Job, series: Series, show: Callable[[str], None]) -> tuple[Model,
 
     Returns:
         The model, and, where there are classes, what tells them apart.
+
+    Raises:
+        Unfinished: If the time was up before.
     """
     torch.manual_seed(job.seed)
     features, recipe = series.x.shape[2], job.recipe
@@ -140,19 +146,25 @@ def train(job: Job, series: Series, show: Callable[[str], None]) -> tuple[Model,
     optimiser = torch.optim.Adam(both.parameters(), recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.steps)
     generator = torch.Generator().manual_seed(job.seed)
-    for step in range(recipe.steps):
+
+    def loss(x: Tensor, there: Tensor, early: Tensor, label: Tensor, seen: Tensor) -> Tensor:
+        part = Series(series.t, x, there, early, label)
+        beta = annealed(training.done, recipe.steps // 2)
+        return _loss(model, classifier, part, seen, beta)
+
+    name = f"{job.data}, {job.model}, {job.classes} classes, seed {job.seed}"
+    training = session.training(
+        both, optimiser, loss, schedule=schedule, name=name, clip=10.0,
+        generators={"rows": generator}, settings={"series": list(series.x.shape)},
+    )  # fmt: skip
+    for step in training.steps(recipe.steps):
         rows = torch.randint(len(series.x), (recipe.batch,), generator=generator)
         part = series.part(rows)
         low, high = _PARTS
         share = low + (high - low) * float(torch.rand((), generator=generator))
         seen = shown(part, share, generator)
-        loss = _loss(model, classifier, part, seen, annealed(step, recipe.steps // 2))
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(both.parameters(), 10.0)
-        optimiser.step()
-        schedule.step()
-        show(f"{job.data}, {job.model}: step {step + 1} of {recipe.steps}, loss {loss.item():.3f}")
+        value = training.descend(part.x, part.there, part.early, part.label, seen)
+        show(f"{job.data}, {job.model}: step {step + 1} of {recipe.steps}, loss {value:.3f}")
     both.eval()
     return model, classifier
 

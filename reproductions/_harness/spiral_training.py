@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import multiprocessing
-import os
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from _harness.images import cache_folder
+from _harness import ranks
+from _harness.session import NOWHERE, Session
 from _harness.spirals import Spirals, make_spirals
-from ctflow import Solver, __version__
+from _harness.workers import on_processes
+from ctflow import Solver
 from ctflow.dynamics import MLP
 from ctflow.latent import Gaussian, LatentODE, RecurrentModel, RNNEncoder, elbo
 
@@ -135,66 +132,63 @@ def build(job: Job) -> Model:
     )
 
 
-def train(
-    job: Job, show: Callable[[str], None], *, keep: bool = False, until: float = math.inf
-) -> Trained | None:
+def train(job: Job, show: Callable[[str], None], session: Session = NOWHERE) -> Trained:
     """Do a job, or go on with it where an earlier call stopped.
 
     Args:
         job: The job.
         show: Told how far it is.
-        keep: Whether to keep its state in the cache folder, and to use what is kept there.
-        until: Time (`time.monotonic`) after which it stops.
+        session: Where its state is kept.
 
     Returns:
-        The trained model; None if the time was up before.
+        The trained model.
+
+    Raises:
+        Unfinished: If the time was up before.
     """
-    run = Run(job)
-    path = cache_folder() / "spirals" / f"{_digest(job)}.pt"
-    if keep and path.is_file():
-        run.restore(torch.load(path, weights_only=True))
+    run = Run(job, session)
+    losses: list[float] = run.training.notes.setdefault("losses", [])
     part = max(1, job.recipe.steps // 50)
-    while run.done < job.recipe.steps:
-        if time.monotonic() > until:
-            return None
-        loss = run.steps(min(part, job.recipe.steps - run.done))
-        show(f"{job}: step {run.done} of {job.recipe.steps}, loss {loss:.1f}")
-        if keep:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            torch.save(run.state(), temporary)
-            temporary.replace(path)
-    return Trained(job, run.model.eval(), run.losses, run.seconds)
+    for step in run.training.steps(job.recipe.steps):
+        first = step // part * part
+        if step == first:
+            torch.manual_seed(job.seed * 1_000_003 + step)
+            run.training.notes["total"] = 0.0
+        run.training.notes["total"] += run.step()
+        if step + 1 == min(first + part, job.recipe.steps):
+            losses.append(run.training.notes["total"] / (step + 1 - first))
+            show(f"{job}: step {step + 1} of {job.recipe.steps}, loss {losses[-1]:.1f}")
+    return Trained(job, run.model.eval(), losses, run.training.seconds)
 
 
 def train_all(
-    jobs: Sequence[Job], show: Callable[[str], None], *, workers: int, keep: bool, until: float
-) -> list[Trained] | None:
-    """Every job, on so many processes of one thread each; None if the time was up before."""
-    if workers == 1:
-        found = [train(job, show, keep=keep, until=until) for job in jobs]
-    else:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            waiting = [pool.submit(_alone, job, keep, until) for job in jobs]
-            found: list[Trained | None] = []
-            for job, future in zip(jobs, waiting, strict=True):
-                found.append(future.result())
-                show(f"{job}: {'time is up' if found[-1] is None else 'done'}")
-    done = [each for each in found if each is not None]
-    return done if len(done) == len(jobs) else None
+    jobs: Sequence[Job], show: Callable[[str], None], session: Session, *, workers: int
+) -> list[Trained]:
+    """Every job, on so many processes of one thread each.
+
+    Raises:
+        Unfinished: If the time was up before.
+    """
+    if workers == 1 or ranks.world() > 1:
+        return [train(job, show, session) for job in jobs]
+    tasks = {str(job): partial(train, job, _silent, session) for job in jobs}
+    return list(on_processes(tasks, workers, show).values())
 
 
-def _alone(job: Job, keep: bool, until: float) -> Trained | None:
-    torch.set_num_threads(1)
-    return train(job, lambda _: None, keep=keep, until=until)
+def _silent(_: str) -> None:
+    """Another process has no line of its own."""
 
 
 class Run:
-    """A model, its optimiser, and how far they are."""
+    """A model in training, step by step.
 
-    def __init__(self, job: Job) -> None:
-        """At the first step."""
+    Args:
+        job: What is trained.
+        session: Where its state is kept.
+    """
+
+    def __init__(self, job: Job, session: Session = NOWHERE) -> None:
+        """At the first step, or where it was stopped."""
         self.job, self.model, recipe = job, build(job), job.recipe
         self.train, _ = data_of(job)
         slow: list[nn.Parameter] = []
@@ -205,58 +199,23 @@ class Run:
         groups = [{"params": fast, "factor": 1.0}, {"params": slow, "factor": recipe.decoder}]
         self.optimiser = torch.optim.Adam([g for g in groups if g["params"]], recipe.learning_rate)
         self.generator = torch.Generator().manual_seed(job.seed)
-        self.done, self.seconds, self.losses = 0, 0.0, list[float]()
-
-    def steps(self, n: int) -> float:
-        """So many steps of the optimiser; returns their mean loss."""
-        began, total = time.process_time(), 0.0
-        torch.manual_seed(self.job.seed * 1_000_003 + self.done)  # a resumed run draws the same
-        for _ in range(n):
-            total += self.step()
-        self.seconds += time.process_time() - began
-        self.losses.append(total / n)
-        return total / n
-
-    def state(self) -> dict[str, object]:
-        """What a run needs to go on."""
-        return {
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "generator": self.generator.get_state(),
-            "done": self.done,
-            "seconds": self.seconds,
-            "losses": self.losses,
-        }
-
-    def restore(self, state: dict[str, object]) -> None:
-        """Go on from there."""
-        self.model.load_state_dict(state["model"])  # pyright: ignore
-        self.optimiser.load_state_dict(state["optimiser"])  # pyright: ignore
-        self.generator.set_state(state["generator"])  # pyright: ignore
-        self.done, self.seconds = state["done"], state["seconds"]  # pyright: ignore
-        self.losses = state["losses"]  # pyright: ignore
+        self.training = session.training(
+            self.model, self.optimiser, self._loss, name=str(job), clip=recipe.clip,
+            generators={"rows": self.generator}, settings=asdict(job),
+        )  # fmt: skip
 
     def step(self) -> float:
         """One step of the optimiser; returns its loss."""
         recipe = self.job.recipe
         for group in self.optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * group["factor"] * recipe.rate(self.done)
+            group["lr"] = recipe.learning_rate * group["factor"] * recipe.rate(self.training.done)
         rows = torch.randint(len(self.train.truth), (recipe.batch,), generator=self.generator)
-        x, t, mask = self.train.observed
-        loss = -self._value(x[rows], t, mask[rows]).mean()
-        self.optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
-        self.optimiser.step()
-        self.done += 1
-        return loss.item()
+        x, _, mask = self.train.observed
+        return self.training.descend(x[rows], mask[rows])
 
-    def _value(self, x: Tensor, t: Tensor, mask: Tensor) -> Tensor:
+    def _loss(self, x: Tensor, mask: Tensor) -> Tensor:
+        _, t, _ = self.train.observed
         if isinstance(self.model, RecurrentModel):
-            return self.model.log_prob(x, t, mask)
-        return elbo(self.model, x, t, mask).value(self.job.recipe.weight(self.done))
-
-
-def _digest(job: Job) -> str:
-    text = json.dumps(asdict(job) | {"version": __version__}, sort_keys=True, default=repr)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+            return -self.model.log_prob(x, t, mask).mean()
+        weight = self.job.recipe.weight(self.training.done)
+        return -elbo(self.model, x, t, mask).value(weight).mean()

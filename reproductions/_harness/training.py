@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +15,9 @@ from torch.nn.functional import cross_entropy, pad
 from _harness.comparison import evaluations
 from _harness.images import Images, Samples, cache_folder, load_images
 from _harness.live import Epoch
-from ctflow import Solver, __version__
+from _harness.loop import Training
+from _harness.session import NOWHERE, Session
+from ctflow import Solver
 from ctflow.dynamics import (
     MLP,
     ConcatLinear,
@@ -33,7 +30,7 @@ from ctflow.dynamics import (
 )
 from ctflow.errors import GradientWarning
 
-__all__ = ["NETS", "Job", "Recipe", "Trained", "build", "correct", "train"]
+__all__ = ["NETS", "Job", "Recipe", "Trained", "build", "correct", "lasting", "train"]
 
 NETS = ("MLP", "no block", "ResNet-1", "ResNet-6", "RK-Net", "ODE-Net")
 
@@ -97,6 +94,11 @@ class Job:
     identity: bool = True
     device: str = "cpu"
 
+    @property
+    def name(self) -> str:
+        """Of its state: unlike that of a script's other jobs."""
+        return f"{self.net}, {self.solver.backend}, seed {self.seed}"
+
     def record(self) -> dict[str, object]:
         """The settings as they stand in a result file."""
         return asdict(self) | {"solver": repr(self.solver)}
@@ -158,51 +160,52 @@ def build(job: Job) -> nn.Module:
 def train(
     job: Job,
     show: Callable[[str], None],
+    session: Session = NOWHERE,
     *,
-    keep: bool = False,
-    until: float = math.inf,
     images: Images | None = None,
-) -> Trained | None:
+) -> Trained:
     """Do a job, or go on with it where an earlier call stopped.
 
     Args:
         job: The job.
         show: Told how far it is.
-        keep: Whether to keep its state after every epoch, in the cache folder, and to use what is
-            kept there.
-        until: Time (`time.monotonic`) after which no further epoch is begun.
+        session: Where its state is kept.
         images: The job's data, if they have been loaded already.
 
     Returns:
-        The trained network; None if the time was up before.
+        The trained network.
+
+    Raises:
+        Unfinished: If the time was up before.
     """
     images = job.images() if images is None else images
     model = build(job).to(job.device)
     optimiser, schedule = _optimisers(job.recipe, model, len(images.train.y))
-    path, history = _path(job, images), []
-    if keep and path.is_file():
-        state = torch.load(path, map_location=job.device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["generator"].cpu())
-        history = [Epoch(**epoch) for epoch in state["history"]]
-    while len(history) < job.recipe.epochs:
-        if time.monotonic() > until:
-            return None
-        history.append(_epoch(job, model, images, optimiser, schedule, history, show))
-        if keep:
-            state = {
-                "model": model.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "schedule": schedule.state_dict(),
-                "generator": torch.get_rng_state(),
-                "history": [asdict(epoch) for epoch in history],
-            }
-            _save(path, state)
+
+    def loss(x: Tensor, label: Tensor) -> Tensor:
+        x, label = x.to(job.device), label.to(job.device)
+        return cross_entropy(model(x), label, label_smoothing=job.recipe.smoothing)
+
+    training = session.training(
+        model, optimiser, loss, schedule=schedule, name=job.name,
+        settings=job.record() | {"images": images.record()},
+    )  # fmt: skip
+    batches = math.ceil(len(images.train.y) / job.recipe.batch)
+    training.notes.setdefault("history", [])
+    for step in training.steps(job.recipe.epochs * batches):
+        _step(job, training, images, *divmod(step, batches), show)
+        if (step + 1) % batches == 0:
+            model.eval()
+            training.notes["history"].append(asdict(_after(job, training, images)))
     model.eval()
     right = correct(model, images.test, job.device)
+    history = [Epoch(**epoch) for epoch in training.notes["history"]]
     return Trained(job, model, history, right, sum(p.numel() for p in model.parameters()))
+
+
+def lasting(session: Session) -> Session:
+    """The session with its states where other scripts find them, if they are to stay."""
+    return session.elsewhere(cache_folder() / "runs") if session.keep else session
 
 
 @torch.no_grad()
@@ -228,52 +231,51 @@ def shifted(images: Tensor, by: int) -> Tensor:
     return windows[torch.arange(len(images)), :, down, right]
 
 
-def _epoch(
+def _step(
     job: Job,
-    model: nn.Module,
+    training: Training,
     images: Images,
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    history: list[Epoch],
+    epoch: int,
+    batch: int,
     show: Callable[[str], None],
-) -> Epoch:
-    """One pass over the training set; the test after it is to show, and chooses nothing."""
-    model.train()
-    recipe, began = job.recipe, _clock(job.device)
-    before = history[-1] if history else Epoch(0, math.nan, math.nan, 0.0, 0.0, 0.0)
-    total, forward, backward = 0.0, [0.0], [0.0]
-    order = torch.randperm(len(images.train.y))
-    for rows in order.split(recipe.batch):
-        x = shifted(images.train.x[rows], recipe.crop).to(job.device)
-        loss = cross_entropy(
-            model(x), images.train.y[rows].to(job.device), label_smoothing=recipe.smoothing
-        )
-        optimiser.zero_grad()
-        with warnings.catch_warnings():  # a doubted gradient is the paper's; the table names it
-            warnings.simplefilter("ignore", GradientWarning)
-            loss.backward()
-        optimiser.step()
-        schedule.step()
-        total += loss.item() * len(rows)
-        body = getattr(model, "body", None)
-        if isinstance(body, ODEBlock) and body.stats is not None:
-            counts = evaluations(body.stats)
-            forward.append(counts[0])
-            backward.append(counts[1])
-        accuracy = f"accuracy {before.accuracy:.2%}  " if history else ""
-        show(
-            f"{job.net}, seed {job.seed}: epoch {len(history) + 1}/{recipe.epochs}  "
-            f"loss {loss.item():.3f}  {accuracy}evaluations {forward[-1]:.1f} + {backward[-1]:.1f}"
-        )
+) -> None:
+    """One batch of an epoch, whose order is drawn at its first."""
+    notes, recipe = training.notes, job.recipe
+    if batch == 0:
+        notes["order"] = torch.randperm(len(images.train.y))
+        notes["epoch"] = {"total": 0.0, "forward": [], "backward": []}
+    training.model.train()
+    rows = notes["order"].split(recipe.batch)[batch]
+    with warnings.catch_warnings():  # a doubted gradient is the paper's; the table names it
+        warnings.simplefilter("ignore", GradientWarning)
+        loss = training.descend(shifted(images.train.x[rows], recipe.crop), images.train.y[rows])
+    counts = 0.0, 0.0
+    notes["epoch"]["total"] += loss * len(rows)
+    body = getattr(training.model, "body", None)
+    if isinstance(body, ODEBlock) and body.stats is not None:
+        counts = evaluations(body.stats)
+        notes["epoch"]["forward"].append(counts[0])
+        notes["epoch"]["backward"].append(counts[1])
+    history = notes["history"]
+    accuracy = f"accuracy {history[-1]['accuracy']:.2%}  " if history else ""
+    show(
+        f"{job.net}, seed {job.seed}: epoch {epoch + 1}/{recipe.epochs}  "
+        f"loss {loss:.3f}  {accuracy}evaluations {counts[0]:.1f} + {counts[1]:.1f}"
+    )
+
+
+def _after(job: Job, training: Training, images: Images) -> Epoch:
+    """What an epoch came to; the test after it is to show, and chooses nothing."""
+    model, epoch = training.model, training.notes["epoch"]
     right = correct(model, images.test, job.device)
-    n_batches = max(len(forward) - 1, 1)
+    n_batches = max(len(epoch["forward"]), 1)
     return Epoch(
-        len(history) + 1,
-        total / len(order),
+        len(training.notes["history"]) + 1,
+        epoch["total"] / len(images.train.y),
         sum(right) / len(right),
-        round(sum(forward) / n_batches, 3),
-        round(sum(backward) / n_batches, 3),
-        round(before.seconds + _clock(job.device) - began, 1),
+        round(sum(epoch["forward"]) / n_batches, 3),
+        round(sum(epoch["backward"]) / n_batches, 3),
+        round(training.seconds, 1),
         _evaluations_at(1e-3, model, images.test.x[:250].to(job.device)),
     )
 
@@ -292,11 +294,6 @@ def _evaluations_at(tolerance: float, model: nn.Module, x: Tensor) -> float | No
     return round(found, 3)
 
 
-def _clock(device: str) -> float:
-    """Seconds of this process on a CPU, whatever else the machine does; by the clock on a GPU."""
-    return time.process_time() if device == "cpu" else time.perf_counter()
-
-
 def _optimisers(
     recipe: Recipe, model: nn.Module, n_train: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
@@ -311,18 +308,3 @@ def _optimisers(
     )
     cycle = torch.optim.lr_scheduler.OneCycleLR(adamw, recipe.learning_rate, total_steps=steps)
     return adamw, cycle
-
-
-def _path(job: Job, images: Images) -> Path:
-    """Where the state of a job is kept: a name that changes with anything that matters."""
-    settings = job.record() | {"images": images.record(), "version": __version__}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    name = job.net.replace(" ", "-").lower()
-    return cache_folder() / "runs" / f"{name}-{job.seed}-{digest}.pt"
-
-
-def _save(path: Path, state: Mapping[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(dict(state), temporary)
-    temporary.replace(path)

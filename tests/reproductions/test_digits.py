@@ -72,7 +72,7 @@ def test_shifting_moves_each_image_by_at_most_a_pixel() -> None:
 def test_the_number_of_threads_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run has its own, for itself alone."""
     before = torch.get_num_threads()
-    monkeypatch.setattr(digits, "run", lambda config, console: {"n": torch.get_num_threads()})
+    monkeypatch.setattr(digits, "run", lambda *_: {"n": torch.get_num_threads()})
     found = digits.main(replace(digits.PRESETS["smoke"], threads=before + 1))
     assert (found["n"], torch.get_num_threads()) == (before + 1, before)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from _harness.events import bursts, coal_mining
+from _harness.session import NOWHERE
 
 from ctflow.cli.checkout import load_script
 from ctflow.latent import homogeneous_log_prob
@@ -53,7 +54,7 @@ def test_the_twenty_events_are_those_of_the_figure() -> None:
 
 def test_a_constant_rate_is_judged_as_one() -> None:
     """A model whose rate cannot move gains nothing over a constant one, in either unit of time."""
-    fitted = figure_7.fit(replace(SMOKE), coal_mining(), 1, 0.0, lambda _: None)
+    fitted = figure_7.fit(SMOKE, coal_mining(), 1, 0.0, NOWHERE, lambda _: None)
     with torch.no_grad():
         fitted.model.decoder[-1].weight.zero_()
     events = fitted.events

@@ -1,19 +1,13 @@
-"""Targets have the normalisers and entropies that bound the flows; trainings can be resumed."""
+"""Targets have the normalisers and entropies that bound the flows."""
 
 from __future__ import annotations
 
-import io
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from _harness.energies import ENERGIES, confined, log_z
-from _harness.flow_training import Budget, Training, Unfinished
-from _harness.live import LiveLine
 from _harness.shapes import SHAPES, energy_distance
-from rich.console import Console
-from torch import Tensor, nn
 
 FLOAT = torch.float64
 
@@ -70,39 +64,3 @@ def test_shapes_are_those_of_scikit_learn(name: str) -> None:
     ours = shape.sample(2000, torch.Generator().manual_seed(0)).double()
     assert abs(energy_distance(ours, theirs)) < 2e-3
     assert energy_distance(ours + 0.1, theirs) > 5e-3
-
-
-def trained(path: Path | None, until: int, minutes: float = math.inf, key: str = "a") -> Tensor:
-    """Weights of a small training after so many iterations, perhaps in slices."""
-    torch.manual_seed(0)
-    model = nn.Linear(2, 1)
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.1)
-    schedule = torch.optim.lr_scheduler.StepLR(optimiser, 3, 0.5)
-    training = Training(model, optimiser, schedule, key=key, path=path)
-
-    def loss(done: int) -> Tensor:
-        return (model(torch.randn(4, 2)) - done).square().mean()
-
-    with LiveLine(Console(file=io.StringIO())) as line:
-        training.run(loss, until, "test", line, Budget(minutes))
-    return model.weight.detach().clone()
-
-
-def test_a_training_that_was_stopped_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
-    """Weights, moments, rate and random numbers go on; every slice does something."""
-    unbroken = trained(None, 8)
-    path = tmp_path / "state.pt"
-    for _ in range(7):
-        with pytest.raises(Unfinished):
-            trained(path, 8, minutes=0.0)
-    with pytest.raises(Unfinished):
-        trained(path, 8, minutes=0.0)
-    assert torch.equal(trained(path, 8), unbroken)
-    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
-
-
-def test_a_checkpoint_of_other_settings_is_not_used(tmp_path: Path) -> None:
-    """It is begun anew."""
-    path = tmp_path / "state.pt"
-    trained(path, 5, key="a")
-    assert torch.equal(trained(path, 2, key="b"), trained(None, 2))

@@ -36,10 +36,11 @@ def test_a_step_taken_over_is_the_same_whoever_solves() -> None:
         solver = Solver(backend, rtol=1e-6, atol=1e-6, coupling="shared", gradient="direct")
         run = Run(Job("latent ODE", 30, 0, Recipe(100, batch=8), solver, 20, 4))
         if state is None:
-            run.steps(2)
-            state = copy.deepcopy(run.state())
+            for _ in run.training.steps(2):
+                run.step()
+            state = copy.deepcopy(run.training.state())
         else:
-            run.restore(state)
+            run.training.restore(state)
         torch.manual_seed(0)
         losses.append(run.step())
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)

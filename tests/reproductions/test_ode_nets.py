@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from _harness.bodies import Growth
+from _harness.loop import Unfinished
+from _harness.session import Session
 from _harness.solves import spearman
 from _harness.table import paired
 from _harness.training import Job, Recipe, Trained, build, shifted, train
@@ -155,50 +156,32 @@ def job(net: str = "small ODE-Net", epochs: int = 3) -> Job:
     return Job(net, 0, recipe, solver, data="digits", n_train=40, n_test=20, channels=2)
 
 
-def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same weights bit for bit; time that is up leaves what was reached."""
-    monkeypatch.setenv("CTFLOW_CACHE_DIR", str(tmp_path))
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """In the middle of epochs: the same weights bit for bit."""
     whole = train(job(), lambda _: None)
-
-    class Clock:
-        """One epoch fits before each deadline."""
-
-        def __init__(self) -> None:
-            self.asked = 0
-
-        def monotonic(self) -> float:
-            self.asked += 1
-            return float(self.asked)
-
-        process_time = staticmethod(time.process_time)
-
-    for _ in range(2):
-        monkeypatch.setattr("_harness.training.time", Clock())
-        assert train(job(), lambda _: None, keep=True, until=1.5) is None
-    monkeypatch.setattr("_harness.training.time", time)
-    rest = train(job(), lambda _: None, keep=True)
+    late = Session("test", {}, tmp_path, until=-math.inf)  # one step before each deadline
+    for _ in range(5):  # of two steps in an epoch
+        with pytest.raises(Unfinished):
+            train(job(), lambda _: None, late)
+    rest = train(job(), lambda _: None, replace(late, until=math.inf))
     assert [epoch.epoch for epoch in rest.history] == [1, 2, 3]
+    assert [each.loss for each in rest.history] == [each.loss for each in whole.history]
     pairs = zip(whole.model.state_dict().values(), rest.model.state_dict().values(), strict=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
     assert whole.right == rest.right
 
 
-def test_a_kept_run_is_that_of_its_settings_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kept_run_is_that_of_its_settings_alone(tmp_path: Path) -> None:
     """Another seed, solver or recipe has a file of its own."""
-    monkeypatch.setenv("CTFLOW_CACHE_DIR", str(tmp_path))
-    first = job(epochs=1)
+    first, kept = job(epochs=1), Session("test", {}, tmp_path, keep=True)
     for each in (
         first,
         replace(first, seed=1),
         replace(first, solver=Solver(rtol=1e-1, atol=1e-1)),
         replace(first, recipe=replace(first.recipe, learning_rate=1e-4)),
     ):
-        train(each, lambda _: None, keep=True)
-    assert len(list((tmp_path / "runs").iterdir())) == 4
+        train(each, lambda _: None, kept)
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_the_bodies_differ_and_nothing_else() -> None:
@@ -244,15 +227,14 @@ def test_rank_correlation_is_that_of_ranks() -> None:
     assert spearman([1, 1, 2, 2], [1, 2, 1, 2]) == pytest.approx(0.0)
 
 
-def test_time_that_is_up_leaves_no_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_that_is_up_leaves_no_results(tmp_path: Path) -> None:
     """And says so with a band that is missed."""
-    monkeypatch.setenv("CTFLOW_CACHE_DIR", str(tmp_path / "cache"))
     for name in ("table_1", "figure_3", "tolerance"):
         script = load_script(ROOT, name)
-        config = replace(script.PRESETS["smoke"], results=tmp_path / name, minutes=0.0, keep=True)
+        config = replace(script.PRESETS["smoke"], results=tmp_path / name, minutes=0.0)
         record = script.main(config)
         assert [band["passed"] for band in record["bands"]] == [False]
-        assert not (tmp_path / name).exists()
+        assert [path.name for path in (tmp_path / name).iterdir()] == [".checkpoints"]
 
 
 def test_neither_the_plain_nor_the_augmented_points_leave_their_regions() -> None:

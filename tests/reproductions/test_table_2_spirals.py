@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from _harness.loop import Unfinished
+from _harness.session import Session
 from _harness.spiral_scores import two_means
 from _harness.spiral_training import Job, Recipe, train
 from _harness.spirals import FALL, N_SEEN, RADIUS, make_spirals
@@ -58,27 +59,18 @@ def test_predicting_zero_has_the_known_error() -> None:
     assert beyond.square().mean().sqrt().item() == pytest.approx(0.751, abs=1e-3)
 
 
-def test_a_stopped_run_goes_on_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To the same weights as one that was never stopped."""
-    monkeypatch.setenv("CTFLOW_CACHE_DIR", str(tmp_path))
+def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    """To the same weights as one that was never stopped; what was shown is not shown again."""
     whole = train(JOB, lambda _: None)
-    began = time.monotonic()
+    late = Session("test", {}, tmp_path, until=-math.inf)  # one step before each deadline
     calls: list[str] = []
-
-    def stop_after_two(text: str) -> None:
-        calls.append(text)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(JOB, stop_after_two, keep=True)
-    assert train(JOB, calls.append, keep=True, until=began - 1.0) is None
-    resumed = train(JOB, calls.append, keep=True)
-    assert len(calls) == 2 + 3  # the second part was shown, and not kept yet
-    assert whole is not None
-    assert resumed is not None
+    for _ in range(2):
+        with pytest.raises(Unfinished):
+            train(JOB, calls.append, late)
+    resumed = train(JOB, calls.append, replace(late, until=math.inf))
+    assert [text[: text.index(" of")] for text in calls] == [
+        f"{JOB}: step {k}" for k in range(1, 5)
+    ]
     pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert whole.losses == resumed.losses

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._filelock import FileLock
 
 from ctflow.backends.compiled.loops import lean_loops
 from ctflow.errors import BackendUnavailable, CtflowError, Unsupported
@@ -103,18 +104,21 @@ def built(module: nn.Module, inputs: Sequence[Tensor], dynamic: Any, name: str) 
             )
             path = cache_directory() / f"{_fingerprint(exported)}.pt2"
         program = _loaded(path)
-        if program is not None:
-            counts.loaded += 1
-            logger.info("loaded %s in %.1f s", name, time.perf_counter() - began)
-            return program
-        logger.info("compiling %s; the next process finds it in %s", name, path.parent)
-        program = _compiled(exported, path)
+        if program is None:
+            with _alone(path):
+                program = _loaded(path)  # another process may have made it meanwhile
+                if program is None:
+                    logger.info("compiling %s; the next process finds it in %s", name, path.parent)
+                    program = _compiled(exported, path)
+                    counts.compiled += 1
+                    logger.info("compiled %s in %.1f s", name, time.perf_counter() - began)
+                    return program
     except (BackendUnavailable, Unsupported):
         raise
     except Exception as error:
         raise _refusal(getattr(error, "inner_exception", error)) from error
-    counts.compiled += 1
-    logger.info("compiled %s in %.1f s", name, time.perf_counter() - began)
+    counts.loaded += 1
+    logger.info("loaded %s in %.1f s", name, time.perf_counter() - began)
     return program
 
 
@@ -136,6 +140,27 @@ def _refusal(error: BaseException) -> CtflowError:
         f"backend 'compiled' cannot compile this `f`: {type(error).__name__}: {_last_line(error)}. "
         "Use backend='native'."
     )
+
+
+@contextmanager
+def _alone(path: Path) -> Generator[None]:
+    """Keep other processes from compiling the same: torch's files of one program have one name.
+
+    The ranks of a distributed training all want it at once. Where no lock can be had (a folder that
+    cannot be written to), each goes on by itself.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock: Any = FileLock(str(path.with_suffix(".lock")))
+        lock.acquire()
+    except OSError as error:
+        logger.debug("no lock in %s: %s", path.parent, error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _compiled(exported: Any, path: Path) -> Program:  # noqa: ANN401
