@@ -24,7 +24,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from _harness.bands import Band
+from _harness.bands import Band, beside_the_paper
 from _harness.images import Images
 from _harness.live import LiveLine
 from _harness.networks import FULL, PAPER, PAPER_SETS, SMALL, on_first, settled
@@ -102,7 +102,9 @@ def run(config: Config, console: Console) -> dict[str, object]:
             return {"bands": [Band("finished", 0.0, low=1.0).record()]}
         trained.model.cpu()  # where SciPy solves
         solves = list(all_solves(config, trained, images, line))
-    bands = list(bands_of(config, trained, solves)) if config.claims else []
+    bands: list[Band] = []
+    if config.claims:
+        bands = beside_the_paper("figure_3", bands_of(config, trained, solves))
     console.print(table_of(config, solves), highlight=False)
     epochs = ", ".join(f"{epoch.fine:.1f}" for epoch in trained.history)
     console.print(

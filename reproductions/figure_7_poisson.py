@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from _harness.bands import Band
+from _harness.bands import Band, beside_the_paper
 from _harness.events import Events, bursts, coal_mining
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
@@ -137,7 +137,9 @@ def main(config: Config) -> dict[str, object]:
         coal_numbers, coal_bands = judge_coal(coal)
     finally:
         torch.set_num_threads(threads)
-    found = [*bands, *coal_bands] if config.judged else []
+    found: list[Band] = []
+    if config.judged:
+        found = beside_the_paper("figure_7_poisson", [*bands, *coal_bands])
     numbers |= coal_numbers
     for name, value in numbers.items():
         console.print(f"{name}: {value:.4g}", highlight=False)

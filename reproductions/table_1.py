@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from _harness.bands import Band
+from _harness.bands import Band, beside_the_paper
 from _harness.bodies import Growth, growth_by_depth
 from _harness.jobs import run_jobs
 from _harness.live import LiveLine
@@ -126,7 +126,7 @@ def run(config: Config, console: Console) -> dict[str, object]:
             return {"bands": [Band("finished", 0.0, low=1.0).record()]}
         line.show("memory and time by depth")
         growth = growth_by_depth(jobs[0], config.depths, config.job.recipe.batch, config.repeats)
-    bands = list(bands_of(config, trained, growth))
+    bands = beside_the_paper("table_1", bands_of(config, trained, growth))
     console.print(table_of(trained, growth, PUBLISHED), highlight=False)
     console.print(*map(str, bands), sep="\n", highlight=False)
     record = {

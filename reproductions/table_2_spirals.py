@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from _harness.bands import Band
+from _harness.bands import Band, beside_the_paper
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
 from _harness.spiral_scores import Scores, crossings, scores_of
@@ -114,7 +114,7 @@ def run(config: Config, console: Console) -> dict[str, object]:
         return {"bands": [Band("finished", 0.0, low=1.0).record()]}
     scores = [scores_of(each) for each in trained]
     best = best_latent(trained, scores)
-    found = bands(config, scores)
+    found = beside_the_paper("table_2_spirals", bands(config, scores))
     crossed = crossings(best)
     console.print(table_of(config, scores), *map(str, found), sep="\n", highlight=False)
     console.print(f"figure 9: the turning changes its sign {crossed} times (expected: 1)")
