@@ -19,9 +19,9 @@ from ctflow.cli.summary import print_summary
 from ctflow.cli.workers import Task, run_all
 from ctflow.errors import CtflowError
 
-__all__ = ["reproduce_many"]
+__all__ = ["STOPPED", "reproduce_many"]
 
-_STOPPED = 130  # as shells say that Ctrl-C ended something
+STOPPED = 130  # as shells say that Ctrl-C ended something
 
 
 def reproduce_many(
@@ -68,7 +68,7 @@ def reproduce_many(
     if "stopped" in ended or len(every) < len(names):
         again = _command(names, preset, changes, workers, check)
         console.print(Text(f"Stopped. This goes on from here: {again}"), soft_wrap=True)
-        return _STOPPED
+        return STOPPED
     if "failed" in ended:
         return 2
     return int(check and any(outcome.missed for outcome in every.values()))

@@ -56,4 +56,9 @@ def configured(script: Any, name: str, preset: str, changes: Mapping[str, object
     ]
     if unknown:
         raise CtflowError(f"{name} takes no {' and '.join(unknown)}. Leave it out.")
-    return replace(config, **{key: value for key, value in changes.items() if key in known})
+    given = {key: value for key, value in changes.items() if key in known}
+    chosen = replace(config, **given)
+    if {"backend", "results"} <= known and chosen.backend != config.backend:
+        # Beside the results of the script's own backend, not over them.
+        chosen = replace(chosen, results=chosen.results / chosen.backend)
+    return chosen

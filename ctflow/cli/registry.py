@@ -12,7 +12,7 @@ from typing import Any
 from ctflow.cli.checkout import scripts
 from ctflow.errors import CtflowError
 
-__all__ = ["Listed", "listing", "named"]
+__all__ = ["ALL", "Listed", "listing", "named"]
 
 ALL = "all"
 

@@ -9,11 +9,12 @@ import typer
 from rich.console import Console
 
 from ctflow.cli.checkout import find_root
-from ctflow.cli.many import reproduce_many
+from ctflow.cli.many import STOPPED, reproduce_many
 from ctflow.cli.options import Check, Preset, Root
 from ctflow.cli.outcome import run_script
 from ctflow.cli.output import one_line_errors
-from ctflow.cli.registry import listing, named
+from ctflow.cli.registry import ALL, listing, named
+from ctflow.cli.report import write_page
 from ctflow.cli.summary import print_list
 from ctflow.errors import CtflowError
 
@@ -61,10 +62,11 @@ def reproduce(
 ) -> None:
     """Run reproductions: our numbers beside the paper's and the accepted bands; JSON and PNG.
 
-    Needs a source checkout of ctflow. Results go to reproductions/results/NAME/. One name runs
-    here; several run as processes of their own, each with a log in reproductions/results/.runs/,
-    and end in a summary. What this machine lacks the packages or data for is skipped, with the
-    reason; one that fails does not stop the others.
+    Needs a source checkout of ctflow. Results go to reproductions/results/NAME/, those of another
+    backend than the script's own to a folder of that name in it. One name runs here; several run as
+    processes of their own, each with a log in reproductions/results/.runs/, and end in a summary,
+    `all` also in a page (`ctflow report`). What this machine lacks the packages or data for is
+    skipped, with the reason; one that fails does not stop the others.
 
     Exit code 0: done; 1: with --check, a number misses its band; 2: a run failed, or what was
     asked cannot be done; 130: stopped by Ctrl-C.
@@ -97,6 +99,8 @@ def reproduce(
             code = reproduce_many(
                 Console(), checkout, chosen, preset.value, changes, workers or 1, check=check
             )
+            if ALL in names and preset is not Preset.SMOKE and code != STOPPED:
+                write_page(Console(), checkout)
             raise typer.Exit(code)
         changes |= {} if workers is None else {"workers": workers}
         bands = run_script(checkout, chosen[0].name, preset.value, changes)

@@ -133,7 +133,8 @@ def phase_portrait(
     for i, path in enumerate(each.numpy() for each in paths):
         each = look(0 if len(paths) > 7 else i)
         faint = 0.5 if len(paths) > 7 else 1.0
-        ax.plot(path[:, 0], path[:, 1], color=each.colour, linewidth=1.2, alpha=faint)
+        dashes = "-" if len(paths) > 7 else each.dashes
+        ax.plot(path[:, 0], path[:, 1], dashes, color=each.colour, linewidth=1.4, alpha=faint)
         ax.plot(path[:1, 0], path[:1, 1], "o", color=each.colour, markersize=5, fillstyle="none")
         ax.plot(path[-1:, 0], path[-1:, 1], "o", color=each.colour, markersize=4)
     names = curves_of(solution, solution.y, _first(solution), variables).names

@@ -19,7 +19,7 @@ import torch
 from ctflow import __version__
 from ctflow.errors import MissingDependency
 
-__all__ = ["SCHEMA", "environment", "need", "run_as", "write_figure", "write_json"]
+__all__ = ["SCHEMA", "environment", "need", "run_as", "write_figure", "write_json", "write_text"]
 
 SCHEMA = 2
 """Version of the result files: 2 has schema, command, seconds and the paper's numbers, 1 not."""
@@ -102,7 +102,11 @@ def write_json(path: Path, record: Mapping[str, object]) -> None:
     Raises:
         ValueError: If a number is NaN or infinite, which JSON has no way to say.
     """
-    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    write_text(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text; a reader sees the old file or the new one, never a part."""
     _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

@@ -88,11 +88,22 @@ def with_registry(root: Path) -> Path:
     return root
 
 
-def test_one_that_fails_stops_no_other_and_all_are_summed_up(tmp_path: Path) -> None:
+@pytest.fixture
+def pages(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The checkouts whose page was written."""
+    written: list[Path] = []
+    monkeypatch.setattr("ctflow.cli.reproduce.write_page", lambda _, root: written.append(root))
+    return written
+
+
+def test_one_that_fails_stops_no_other_and_all_are_summed_up(
+    tmp_path: Path, pages: list[Path]
+) -> None:
     """Numbers, missing data and failures, a line each; a failure is exit code 2."""
     root = with_registry(checkout(tmp_path, "bad", "broken", "good", "lacking", "seedless"))
     result = run("reproduce", "all", "--root", root, "--seed", 1, "--workers", 2, "--check")
     assert result.exit_code == 2, result.output
+    assert pages == [root]
     before, summary = result.output.split("Summary")
     row = next(line for line in summary.splitlines() if "MISS" in line)
     assert row.split() == ["error", "3", "0.42", "at", "most", "2", "MISS"]
