@@ -14,11 +14,8 @@ from ctflow.cli.output import one_line_errors
 __all__ = ["data"]
 
 
-def data(
-    context: typer.Context,
-    root: Root = None,
-) -> None:
-    """Show which images the reproductions find, in the order they take them, and how to get more.
+def data(context: typer.Context, root: Root = None) -> None:
+    """Show which data the reproductions find, images in the order they take them; how to get more.
 
     Needs a source checkout of ctflow. Data are kept in CTFLOW_CACHE_DIR, or the user's cache.
 
@@ -28,12 +25,13 @@ def data(
         CTFLOW_MNIST_DIR=~/mnist ctflow data
     """
     with one_line_errors(context):
-        images = load_shared(find_root(Path.cwd(), root), "_harness.images", "knows no data sets")
+        checkout = find_root(Path.cwd(), root)
+        images = load_shared(checkout, "_harness.images", "knows no data sets")
+        sets = load_shared(checkout, "_harness.data_sets", "knows no data sets")
         console = Console()
         lines = [f"cache folder: {images.cache_folder()}"]
-        for source in images.SOURCES.values():
-            here = source.present()
-            lines.append(f"{'here   ' if here else 'missing'}  {source.name}: {source.what}")
-            lines += [] if here else [f"         to get it: {source.how}"]
+        for each in sets.data_sets():
+            lines.append(f"{'here   ' if each.present else 'missing'}  {each.name}: {each.what}")
+            lines += [] if each.present else [f"         to get it: {each.how}"]
         for line in lines:
             console.print(line, markup=False, highlight=False, soft_wrap=True)

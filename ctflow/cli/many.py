@@ -13,15 +13,14 @@ from rich.text import Text
 from ctflow.cli.checkout import load_script
 from ctflow.cli.options import configured
 from ctflow.cli.outcome import Outcome, command_line
+from ctflow.cli.output import STOPPED
 from ctflow.cli.progress import told, watcher_for
 from ctflow.cli.registry import Listed
 from ctflow.cli.summary import print_summary
 from ctflow.cli.workers import Task, run_all
 from ctflow.errors import CtflowError
 
-__all__ = ["STOPPED", "reproduce_many"]
-
-STOPPED = 130  # as shells say that Ctrl-C ended something
+__all__ = ["reproduce_many"]
 
 
 def reproduce_many(

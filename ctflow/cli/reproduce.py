@@ -9,10 +9,10 @@ import typer
 from rich.console import Console
 
 from ctflow.cli.checkout import find_root
-from ctflow.cli.many import STOPPED, reproduce_many
+from ctflow.cli.many import reproduce_many
 from ctflow.cli.options import Check, Preset, Root
 from ctflow.cli.outcome import run_script
-from ctflow.cli.output import one_line_errors
+from ctflow.cli.output import STOPPED, one_line_errors
 from ctflow.cli.registry import ALL, listing, named
 from ctflow.cli.report import write_page
 from ctflow.cli.summary import print_list

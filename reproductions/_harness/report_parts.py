@@ -91,10 +91,12 @@ def figures(section: Section) -> str:
             extra = path.name.removeprefix(result.preset).strip(".").rsplit(".", 1)[0]
             what = extra.replace("-", " ") if extra not in ("png", "gif") else ""
             caption = f"{section.entry.name}: {', '.join(filter(None, (result.title, what)))}"
+            says = escape(f"{section.entry.of}: {section.entry.shows}; {caption}")
+            size = f'width="{shown.width}" height="{shown.height}"'
+            image = f'<img src="{shown.url}" {size} alt="{says}">'
             cells.append(
-                f'<figure><div class=wide tabindex=0><img src="{shown.url}" width="{shown.width}" height="{shown.height}"'
-                f' alt="{escape(f"{section.entry.of}: {section.entry.shows}; {caption}")}">'
-                f"</div><figcaption>{escape(caption)}</figcaption></figure>"
+                f"<figure><div class=wide tabindex=0>{image}</div>"
+                f"<figcaption>{escape(caption)}</figcaption></figure>"
             )
     return f"<div class=grid>{''.join(cells)}</div>" if cells else ""
 
