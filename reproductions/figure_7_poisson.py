@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from _harness.bands import Band, beside_the_paper
 from _harness.events import Events, bursts, coal_mining
-from _harness.live import LiveLine
+from _harness.live import LiveLine, counted
 from _harness.records import environment, need, write_figure, write_json
 from rich.console import Console
 from torch import Tensor, nn
@@ -183,7 +183,8 @@ def fit(
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimiser.step()
         schedule.step()
-        show(f"{len(t)} events: step {step + 1} of {steps}, -ELBO {loss.item():.2f}")
+        so_far = f"{len(t)} events: step {step + 1} of {steps}, -ELBO {loss.item():.2f}"
+        show(so_far + counted(model.stats))
     return Fit(events, model.eval(), scale, start)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from _harness.bands import Band
-from _harness.live import LiveLine
+from _harness.live import LiveLine, counted
 from _harness.neurons import LENGTH, load_sequences
 from _harness.records import environment, need, write_figure, write_json
 from rich.console import Console
@@ -183,7 +183,8 @@ def train(
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimiser.step()
         schedule.step()
-        show(f"{name}: step {step + 1} of {config.steps}, -ELBO {loss.item():.2f}")
+        so_far = f"{name}: step {step + 1} of {config.steps}, -ELBO {loss.item():.2f}"
+        show(so_far + counted(model.stats))
     return model.eval()
 
 

@@ -11,6 +11,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from _harness.live import counted
 from _harness.series import Series, Split, shown
 from ctflow import Solver
 from ctflow.dynamics import MLP
@@ -152,7 +153,9 @@ def train(job: Job, series: Series, show: Callable[[str], None]) -> tuple[Model,
         nn.utils.clip_grad_norm_(both.parameters(), 10.0)
         optimiser.step()
         schedule.step()
-        show(f"{job.data}, {job.model}: step {step + 1} of {recipe.steps}, loss {loss.item():.3f}")
+        so_far = f"{job.data}, {job.model}: step {step + 1} of {recipe.steps}"
+        spent = counted(model.stats) if isinstance(model, LatentODE) else ""
+        show(f"{so_far}, loss {loss.item():.3f}{spent}")
     both.eval()
     return model, classifier
 
