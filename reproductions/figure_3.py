@@ -27,7 +27,7 @@ import torch
 from _harness.bands import Band, beside_the_paper
 from _harness.images import Images
 from _harness.live import LiveLine
-from _harness.networks import FULL, PAPER, PAPER_SETS, SMALL, on_first, settled
+from _harness.networks import DIGIT_SETS, FULL, PAPER, PAPER_SETS, SMALL, on_first, settled
 from _harness.records import environment, need, write_figure, write_json
 from _harness.solves import Measured, measured, spearman, ways
 from _harness.training import Job, Recipe, Trained, train
@@ -70,7 +70,7 @@ PRESETS = {
         repeats=1,
         claims=False,
     ),
-    "quick": Config("quick"),
+    "quick": Config("quick", sets=DIGIT_SETS),
     "full": _FULL,
     "paper": replace(_FULL, preset="paper", job=PAPER, sets=PAPER_SETS),
 }

@@ -32,7 +32,15 @@ from _harness.bands import Band, beside_the_paper
 from _harness.bodies import Growth, growth_by_depth
 from _harness.jobs import run_jobs
 from _harness.live import LiveLine
-from _harness.networks import FULL, OFFICIAL, PAPER, PAPER_SETS, on_first, settled
+from _harness.networks import (
+    DIGIT_SETS,
+    FULL,
+    OFFICIAL,
+    PAPER,
+    PAPER_SETS,
+    on_first,
+    settled,
+)
 from _harness.records import environment, need, write_figure, write_json
 from _harness.table import mean, of, paired, table_of
 from _harness.training import NETS, Job, Recipe, Trained
@@ -91,7 +99,7 @@ PRESETS = {
         depths=(2, 6),
         repeats=1,
     ),
-    "quick": Config("quick", error=20.0),
+    "quick": Config("quick", sets=DIGIT_SETS, error=20.0),
     "full": Config(
         "full", job=FULL, seeds=3, error=2.0, mlp=True, behind=0.7, workers=2, keep=True
     ),
