@@ -143,6 +143,8 @@ def told(outcome: Outcome) -> str:
     if outcome.ended != "done":
         return f"{outcome.ended}: {outcome.reason}"
     n = len(outcome.bands)
+    if not n:
+        return f"done, no claim, {_clock(outcome.seconds)}"
     numbers = f"{outcome.missed} of {n} numbers MISSED" if outcome.missed else f"{n} numbers ok"
     return f"{numbers}, {_clock(outcome.seconds)}"
 

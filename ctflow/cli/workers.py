@@ -21,6 +21,8 @@ __all__ = ["Run", "Task", "Watcher", "run_all"]
 
 _PATIENCE = 30.0  # seconds in which a run that was interrupted may save what it has
 _LOOK = 0.1  # seconds between two looks at the processes
+_COLUMNS = "160"  # of the logs, so that tables are not broken
+_ENDINGS = (signal.SIGTERM, signal.SIGHUP)  # which stop the runs as Ctrl-C does
 _TAIL = 4096  # bytes of a log in which its last line is looked for
 
 
@@ -67,11 +69,11 @@ class Run:
         return time.monotonic() - self.began
 
     def last_line(self) -> str:
-        """What it said last."""
+        """What it said last, in words: borders of tables say nothing."""
         with self.log.open("rb") as file:
             file.seek(max(0, self.log.stat().st_size - _TAIL))
             lines = file.read().decode("utf-8", "replace").splitlines()
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return next((line.strip() for line in reversed(lines) if any(map(str.isalnum, line))), "")
 
     def outcome(self) -> Outcome:
         """How it ended; a process that wrote nothing has failed."""
@@ -108,7 +110,7 @@ def run_all(
 ) -> dict[str, Outcome]:
     """Run tasks, so many at a time, those alone after the others; how each ended, by name.
 
-    Ctrl-C, and SIGTERM, interrupt the processes; what has not begun is missing in the answer.
+    Ctrl-C, SIGTERM and SIGHUP interrupt the processes; what has not begun is missing in the answer.
 
     Args:
         tasks: In the order in which they are begun.
@@ -123,9 +125,9 @@ def run_all(
     groups = [(beside, workers), ([task for task in tasks if task.alone], 1)]
     # Two processes with threads of their own would take the processors from each other.
     threads = str(max(1, (os.cpu_count() or 1) // workers))
-    environment = {"OMP_NUM_THREADS": threads} | dict(os.environ)
+    environment = {"OMP_NUM_THREADS": threads, "COLUMNS": _COLUMNS} | dict(os.environ)
     active: list[Run] = []
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = {number: signal.signal(number, _interrupt) for number in _ENDINGS}
     try:
         for group, at_once in groups:
             waiting = list(group)
@@ -141,7 +143,8 @@ def run_all(
     finally:
         for run in active:
             run.signal(signal.SIGKILL)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return outcomes
 
 
