@@ -31,9 +31,9 @@ Root = Annotated[
 Check = Annotated[
     bool, typer.Option("--check", help="Exit with code 1 if a number misses its band.")
 ]
-# Honoured without a setting: every script computes on the CPU, a run that keeps no state goes on
-# from its start, and one that uses a single process uses no more than were allowed.
-_HARMLESS = {"device": "cpu", "resume": True}
+# Honoured without a setting: every script computes on the CPU, a run that keeps no state begins
+# anew whatever is asked, and one that uses a single process uses no more than were allowed.
+_HARMLESS = {"device": ("cpu",), "resume": (True, False)}
 
 
 def configured(script: Any, name: str, preset: str, changes: Mapping[str, object]) -> Any:  # noqa: ANN401
@@ -52,7 +52,7 @@ def configured(script: Any, name: str, preset: str, changes: Mapping[str, object
     unknown = [
         f"--{key.replace('_', '-')}"
         for key, value in changes.items()
-        if key not in known and key != "workers" and _HARMLESS.get(key) != value
+        if key not in known and key != "workers" and value not in _HARMLESS.get(key, ())
     ]
     if unknown:
         raise CtflowError(f"{name} takes no {' and '.join(unknown)}. Leave it out.")

@@ -15,7 +15,9 @@ from ctflow.cli.checkout import load_script, load_shared
 from ctflow.cli.options import configured
 from ctflow.errors import CtflowError, MissingDependency
 
-__all__ = ["Outcome", "command_line", "run_script"]
+__all__ = ["Outcome", "command_line", "main", "run_script"]
+
+UNFINISHED = "finished"  # the one number of a script whose minutes are up, which it misses
 
 Ended = Literal["done", "skipped", "failed", "stopped"]
 
@@ -95,7 +97,11 @@ def main(arguments: list[str]) -> int:
     """
     root, name, preset, changes, path = arguments
     try:
-        outcome = Outcome("done", bands=run_script(Path(root), name, preset, json.loads(changes)))
+        bands = run_script(Path(root), name, preset, json.loads(changes))
+        if [band["name"] for band in bands if not band["passed"]] == [UNFINISHED]:
+            outcome = Outcome("stopped", "its time is up; it goes on from there")
+        else:
+            outcome = Outcome("done", bands=bands)
     except KeyboardInterrupt:
         outcome = Outcome("stopped", "stopped by hand")
     except Exception as error:

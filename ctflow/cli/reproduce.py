@@ -51,9 +51,13 @@ def reproduce(
         ),
     ] = None,
     resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on where an interrupted command of this kind stopped."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--resume/--no-resume",
+            help="Go on where the same command stopped, and, of several runs, only with those that"
+            " are not done; or begin anew. Otherwise as each script has it.",
+        ),
+    ] = None,
     check: Check = False,
     show_list: Annotated[
         bool, typer.Option("--list", help="Show what there is and how long it takes, and exit.")
@@ -92,8 +96,8 @@ def reproduce(
                 "name a reproduction, or `all`. `ctflow reproduce --list` says what there is."
             )
         given = {"backend": backend, "seed": seed, "device": device, "minutes": minutes}
+        given |= {"resume": resume}
         changes: dict[str, object] = {k: v for k, v in given.items() if v is not None}
-        changes |= {"resume": True} if resume else {}
         chosen = named(checkout, names)
         if len(chosen) > 1:
             code = reproduce_many(

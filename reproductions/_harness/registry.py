@@ -68,7 +68,7 @@ REPRODUCTIONS = (
         "On MNIST an ODE-Net and a network through Runge-Kutta steps reach about the error of a"
         " residual network. The ODE-Net's memory does not grow with depth, and its time grows"
         " with the evaluations.",
-        {"quick": 3.5, "full": 85},
+        {"quick": 1.5, "full": 30},
         ("table1",),
         {
             "ResNet-6, error in percent": 0.41,
@@ -82,7 +82,7 @@ REPRODUCTIONS = (
         "error, time and evaluations of a trained ODE-Net by tolerance, and as it learns",
         "Errors stay below the tolerance, time is proportional to evaluations, the backward"
         " pass needs about half of the forward's, and evaluations grow while the network learns.",
-        {"quick": 3.0},
+        {"quick": 0.7},
         ("figure3",),
         {
             "dopri5: evaluations at 1e-5 over those at 1e-1": 117 / 18,
@@ -105,7 +105,7 @@ REPRODUCTIONS = (
         "flows fitted to two circles and two moons, in stages from noise to data",
         "A continuous flow of 64 units moves noise smoothly to the data and fits both sets; one"
         " of 64 layers passes through shapes that make no sense and has trouble with the moons.",
-        {"quick": 12.0, "full": 8},
+        {"quick": 12, "full": 5},
         ("figure5", "figure_5"),
     ),
     Reproduction(
@@ -114,7 +114,7 @@ REPRODUCTIONS = (
         "from observations through the latent state to a forecast, drawn from a run",
         "A sketch of the model: a recurrent encoder reads the series backwards, a latent state"
         " is drawn, an ODE carries it to every time, a decoder turns it to predictions.",
-        {"quick": 1.5, "full": 3},
+        {"quick": 0.5, "full": 2.5},
         ("figure6", "figure_6"),
     ),
     Reproduction(
@@ -123,7 +123,7 @@ REPRODUCTIONS = (
         "the rate of events as a latent path; and the coal-mining disasters",
         "Times of events are a Poisson process whose rate is a function of the latent path; two"
         " bursts of events give a rate with two bumps, nearly zero between them.",
-        {"quick": 1.5},
+        {"quick": 0.8},
         ("figure7", "figure_7"),
         {"first peak (paper 0.188)": 0.188, "second peak (paper 0.733)": 0.733},
     ),
@@ -134,7 +134,7 @@ REPRODUCTIONS = (
         "On spirals seen at 30, 50 or 100 random times the latent ODE's error on the next"
         " revolution is lower than a recurrent network's at each, and its latent paths part by"
         " direction.",
-        {"quick": 4.0},
+        {"quick": 0.9},
         (
             "table2",
             "table_2",
@@ -160,7 +160,7 @@ REPRODUCTIONS = (
         "peak memory by tolerance, and time by size, of every gradient method",
         "The adjoint's memory does not depend on the number of steps; back-propagation's grows"
         " with it.",
-        {"quick": 1.0},
+        {"quick": 1.6},
         published={"adjoint, largest peak over that of the loosest tolerance": 1.0},
     ),
     Reproduction(
@@ -169,7 +169,7 @@ REPRODUCTIONS = (
         "when the adjoint is wrong, and whether it says so",
         "Solving the state backwards may add error where trajectories part from each other; the"
         " paper did not find it to matter in practice.",
-        {"quick": 2.0},
+        {"quick": 0.7},
     ),
     Reproduction(
         "tolerance",
@@ -177,7 +177,7 @@ REPRODUCTIONS = (
         "one trained ODE-Net at other tolerances",
         "After training, accuracy may be given up for speed by loosening the tolerance, with"
         " the weights untouched.",
-        {"quick": 1.5},
+        {"quick": 0.3},
     ),
     Reproduction(
         "digits",
@@ -185,7 +185,7 @@ REPRODUCTIONS = (
         "an ODE-Net learns real digits, and every backend solves and differentiates it",
         "The paper has no number for these digits; what is shown is that every backend and"
         " gradient method agree on the same weights.",
-        {"quick": 4.0},
+        {"quick": 0.9},
     ),
     Reproduction(
         "backends",
@@ -193,7 +193,7 @@ REPRODUCTIONS = (
         "the same training under every backend",
         "A backend decides how an equation is solved, not what is learnt: differences between"
         " backends are within those of the seeds.",
-        {"quick": 4.0},
+        {"quick": 3.5},
     ),
     Reproduction(
         "training_step",
@@ -208,7 +208,7 @@ REPRODUCTIONS = (
         _BEYOND,
         "a small network solved beside torchdiffeq",
         "The paper compares no libraries; the band is ours.",
-        {"quick": 0.2},
+        {"quick": 0.1},
         alone=True,
     ),
     Reproduction(
@@ -241,7 +241,7 @@ REPRODUCTIONS = (
         "augmented ODE-Nets learn what paths that cannot cross forbid",
         "Dupont et al. (2019): with variables added to the state an ODE-Net learns functions"
         " that it cannot represent without, and needs fewer evaluations.",
-        {"quick": 1.5},
+        {"quick": 0.4},
     ),
     Reproduction(
         "regularised",
@@ -249,7 +249,7 @@ REPRODUCTIONS = (
         "RNODE, TayNODE, ERNODE and STEER beside a plain ODE-Net",
         "Finlay et al., Kelly et al. (2020), Pal et al. (2021): penalties on the path keep the"
         " evaluations down at about the same accuracy.",
-        {"quick": 3.0},
+        {"quick": 1.5},
     ),
     Reproduction(
         "mechanics",
@@ -257,7 +257,7 @@ REPRODUCTIONS = (
         "a Hamiltonian field keeps energy; a second-order one flips signs",
         "Greydanus et al. (2019), Norcliffe et al. (2020): fields with the structure of"
         " mechanics keep what mechanics keeps.",
-        {"quick": 1.5},
+        {"quick": 0.4},
     ),
     Reproduction(
         "toy_densities",
@@ -296,7 +296,7 @@ REPRODUCTIONS = (
         "a latent SDE beside the exact answer",
         "Li et al. (2020): a latent SDE's bound is the path's divergence from its prior; here"
         " the exact posterior is known.",
-        {"quick": 2.0},
+        {"quick": 0.4},
     ),
     Reproduction(
         "stochastic_lorenz",

@@ -44,7 +44,9 @@ def test_results_of_another_backend_lie_beside_those_of_the_scripts_own() -> Non
     assert own.results == Path("results/toy")
 
 
-@pytest.mark.parametrize("changes", [{"device": "cpu"}, {"resume": True}, {"workers": 4}, {}])
+@pytest.mark.parametrize(
+    "changes", [{"device": "cpu"}, {"resume": True}, {"resume": False}, {"workers": 4}, {}]
+)
 def test_what_holds_anyway_is_no_reason_to_refuse(changes: dict[str, object]) -> None:
     """A script without devices computes on the CPU, one that keeps nothing begins again."""
     assert configured(BARE, "toy", "quick", changes) == Bare("quick")

@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from ctflow.cli.app import app
-from ctflow.cli.outcome import Outcome
+from ctflow.cli.outcome import Outcome, main
 from ctflow.cli.progress import Bars, progress_of, told
 from ctflow.cli.registry import Listed, listing, named
 from ctflow.cli.summary import accepted, print_summary
@@ -171,6 +171,17 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path: Pa
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "results cannot be written" in result.stderr
     assert "started" not in result.output
+
+
+def test_a_run_whose_time_is_up_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on with `--resume`, and so must not be taken for done then."""
+    late = {"name": "finished", "value": 0.0, "low": 1.0, "high": None, "passed": False}
+    monkeypatch.setattr("ctflow.cli.outcome.run_script", lambda *_: [late])
+    path = tmp_path / "x.json"
+    assert main([str(tmp_path), "x", "full", '{"minutes": 1}', str(path)]) == 1
+    assert Outcome.read(path).ended == "stopped"
 
 
 def test_a_process_that_dies_without_a_word_has_failed(tmp_path: Path) -> None:
