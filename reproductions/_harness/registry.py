@@ -106,7 +106,7 @@ REPRODUCTIONS = (
         "flows fitted to two circles and two moons, in stages from noise to data",
         "A continuous flow of 64 units moves noise smoothly to the data and fits both sets; one"
         " of 64 layers passes through shapes that make no sense and has trouble with the moons.",
-        {"quick": 12, "full": 5},
+        {"quick": 1, "full": 5},
         ("figure5", "figure_5"),
     ),
     Reproduction(
@@ -264,7 +264,7 @@ REPRODUCTIONS = (
         "free-form, planar, matched and spline flows on toy data",
         "Grathwohl et al. (2019), Lipman et al. (2023): free-form fields fit harder sets, and"
         " flow matching trains them without solving.",
-        {"quick": 4},
+        {"quick": 2},
     ),
     Reproduction(
         "digits_density",
