@@ -26,7 +26,7 @@ table { border-collapse: collapse; width: 100%; font-size: 0.93rem; margin: 10px
 caption { text-align: left; color: var(--soft); padding-bottom: 4px; }
 th, td { text-align: left; vertical-align: top; padding: 5px 10px 5px 0;
   border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; }
+th { color: var(--soft); font-weight: 600; overflow-wrap: normal; }
 td.n, th.n { text-align: right; padding-left: 14px; font-variant-numeric: tabular-nums; }
 .pass { color: var(--good); font-weight: 600; white-space: nowrap; }
 .miss { color: var(--bad); font-weight: 700; white-space: nowrap; }
@@ -43,7 +43,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 14px; margi
   font-size: 0.9rem; }
 dt { color: var(--soft); } dd { margin: 0; min-width: 0; }
 footer { padding-bottom: 40px; color: var(--soft); }
-@media (max-width: 720px) {
+@media (max-width: 960px) {
   main, header, footer { padding: 0 14px; }
   .wide { overflow-x: auto; } .wide img { width: 620px; max-width: none; }
   dl { grid-template-columns: 1fr; } dd { margin-bottom: 4px; }
