@@ -264,7 +264,7 @@ REPRODUCTIONS = (
         "free-form, planar, matched and spline flows on toy data",
         "Grathwohl et al. (2019), Lipman et al. (2023): free-form fields fit harder sets, and"
         " flow matching trains them without solving.",
-        {"quick": 2},
+        {"quick": 4},
     ),
     Reproduction(
         "digits_density",
