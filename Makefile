@@ -12,7 +12,7 @@ pytest = $(python) -m pytest -p xdist -p hypothesispytest -n 2
 .NOTPARALLEL:
 
 help:
-	@echo 'make reproduce  set up .venv, train an ODE-Net on real digits, compare the backends'
+	@echo 'make reproduce  set up .venv, then reproduce every figure and table at the preset quick'
 	@echo 'make test       set up .venv, then everything below'
 	@echo 'make lint       style and format'
 	@echo 'make types      static types'
@@ -30,8 +30,7 @@ environment:
 	@sh .ci/environment.sh
 
 reproduce: environment
-	$(python) -m ctflow.cli reproduce digits
-	@echo 'The results are in reproductions/results/digits/'
+	$(python) -m ctflow.cli reproduce all --preset quick --workers 2 --check
 
 test: lint types unit optimized bare
 

@@ -8,6 +8,7 @@ __all__ = [
     "CtflowError",
     "GradientWarning",
     "InvalidProblem",
+    "MissingDependency",
     "SolveFailed",
     "Unsupported",
 ]
@@ -27,6 +28,10 @@ class Unsupported(CtflowError, NotImplementedError):
 
 class BackendUnavailable(CtflowError, ImportError):
     """The named backend does not exist, or the library behind it is not installed."""
+
+
+class MissingDependency(CtflowError):
+    """A package of an extra, or data, are not on this machine; the message says how to get them."""
 
 
 class SolveFailed(CtflowError, RuntimeError):

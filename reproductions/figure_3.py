@@ -23,10 +23,10 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from _harness.bands import Band
+from _harness.bands import Band, beside_the_paper
 from _harness.images import Images
 from _harness.live import LiveLine
-from _harness.networks import FULL, PAPER, PAPER_SETS, SMALL, on_first, settled
+from _harness.networks import DIGIT_SETS, FULL, PAPER, PAPER_SETS, SMALL, on_first, settled
 from _harness.records import environment, need, write_figure, write_json
 from _harness.session import Session, run_session
 from _harness.solves import Measured, measured, spearman, ways
@@ -71,7 +71,7 @@ PRESETS = {
         repeats=1,
         claims=False,
     ),
-    "quick": Config("quick"),
+    "quick": Config("quick", sets=DIGIT_SETS),
     "full": _FULL,
     "paper": replace(_FULL, preset="paper", job=PAPER, sets=PAPER_SETS),
 }
@@ -94,7 +94,9 @@ def run(config: Config, console: Console, session: Session) -> dict[str, object]
         trained = train(job, line.show, lasting(session), images=images)
         trained.model.cpu()  # where SciPy solves
         solves = list(all_solves(config, trained, images, line))
-    bands = list(bands_of(config, trained, solves)) if config.claims else []
+    bands: list[Band] = []
+    if config.claims:
+        bands = beside_the_paper("figure_3", bands_of(config, trained, solves))
     console.print(table_of(config, solves), highlight=False)
     epochs = ", ".join(f"{epoch.fine:.1f}" for epoch in trained.history)
     console.print(

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from _harness.bands import Band
+from _harness.bands import Band, beside_the_paper
 from _harness.costs import Peak, Timing, slope, table_of_costs
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
@@ -112,7 +112,8 @@ def run(config: Config, console: Console) -> dict[str, object]:
     with LiveLine(console) as line:
         peaks = [peak(config, tolerance, line) for tolerance in config.tolerances]
         timings = measured(config, line)
-    bands = [*bands_of_memory(config, peaks), *(bands_of_time(timings) if config.slopes else [])]
+    timed = bands_of_time(timings) if config.slopes else []
+    bands = beside_the_paper("memory", [*bands_of_memory(config, peaks), *timed])
     console.print(table_of_costs(peaks, timings), *map(str, bands), sep="\n", highlight=False)
     record = {
         "config": {key: value for key, value in asdict(config).items() if key != "results"},

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from _harness.bands import Band
-from _harness.live import LiveLine
+from _harness.live import LiveLine, counted
 from _harness.neurons import LENGTH, load_sequences
 from _harness.records import environment, need, write_figure, write_json
 from _harness.session import Session, run_session
@@ -192,7 +192,8 @@ def train(
     for step in training.steps(config.steps):
         rows = torch.randint(len(x), (config.batch,))
         value = training.descend(x[rows], t[rows], mask[rows])
-        show(f"{name}: step {step + 1} of {config.steps}, -ELBO {value:.2f}")
+        so_far = f"{name}: step {step + 1} of {config.steps}, -ELBO {value:.2f}"
+        show(so_far + counted(model.stats))
     return model.eval()
 
 

@@ -26,11 +26,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from _harness.bands import Band
+from _harness.bands import Band, beside_the_paper
 from _harness.bodies import Growth, growth_by_depth
 from _harness.jobs import run_jobs
 from _harness.live import LiveLine
-from _harness.networks import FULL, OFFICIAL, PAPER, PAPER_SETS, on_first, settled
+from _harness.networks import (
+    DIGIT_SETS,
+    FULL,
+    OFFICIAL,
+    PAPER,
+    PAPER_SETS,
+    on_first,
+    settled,
+)
 from _harness.records import environment, need, write_figure, write_json
 from _harness.session import Session, run_session
 from _harness.table import mean, of, paired, table_of
@@ -91,7 +99,7 @@ PRESETS = {
         depths=(2, 6),
         repeats=1,
     ),
-    "quick": Config("quick", error=20.0),
+    "quick": Config("quick", sets=DIGIT_SETS, error=20.0),
     "full": Config(
         "full", job=FULL, seeds=3, error=2.0, mlp=True, behind=0.7, workers=2, keep=True
     ),
@@ -117,7 +125,7 @@ def run(config: Config, console: Console, session: Session) -> dict[str, object]
         trained = run_jobs(jobs, line.show, lasting(session), workers=config.workers)
         line.show("memory and time by depth")
         growth = growth_by_depth(jobs[0], config.depths, config.job.recipe.batch, config.repeats)
-    bands = list(bands_of(config, trained, growth))
+    bands = beside_the_paper("table_1", bands_of(config, trained, growth))
     console.print(table_of(trained, growth, PUBLISHED), highlight=False)
     console.print(*map(str, bands), sep="\n", highlight=False)
     record = {

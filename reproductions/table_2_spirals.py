@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from _harness.bands import Band
+from _harness.bands import Band, beside_the_paper
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
 from _harness.session import Session, run_session
@@ -103,7 +103,7 @@ def run(config: Config, console: Console, session: Session) -> dict[str, object]
         trained = train_all(list(jobs_of(config)), line.show, session, workers=config.workers)
     scores = [scores_of(each) for each in trained]
     best = best_latent(trained, scores)
-    found = bands(config, scores)
+    found = beside_the_paper("table_2_spirals", bands(config, scores))
     crossed = crossings(best)
     console.print(table_of(config, scores), *map(str, found), sep="\n", highlight=False)
     console.print(f"figure 9: the turning changes its sign {crossed} times (expected: 1)")

@@ -24,7 +24,7 @@ from _harness.bands import Band
 from _harness.comparison import evaluations
 from _harness.images import Images
 from _harness.live import LiveLine
-from _harness.networks import FULL, PAPER, PAPER_SETS, SMALL, on_first, settled
+from _harness.networks import DIGIT_SETS, FULL, PAPER, PAPER_SETS, SMALL, on_first, settled
 from _harness.records import environment, need, write_figure, write_json
 from _harness.session import Session, run_session
 from _harness.training import Job, Recipe, Trained, lasting, train
@@ -64,7 +64,7 @@ PRESETS = {
         euler=(1,),
         claims=False,
     ),
-    "quick": Config("quick"),
+    "quick": Config("quick", sets=DIGIT_SETS),
     "full": Config("full", job=FULL, keep=True),
     "paper": Config("paper", job=PAPER, sets=PAPER_SETS, keep=True),
 }

@@ -13,6 +13,7 @@ from ctflow.cli.check import check
 from ctflow.cli.compare import compare
 from ctflow.cli.data import data
 from ctflow.cli.info import info
+from ctflow.cli.report import report
 from ctflow.cli.reproduce import reproduce
 
 __all__ = ["app"]
@@ -25,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command()(reproduce)
+app.command()(report)
 app.command()(bench)
 app.command()(data)
 app.command()(info)

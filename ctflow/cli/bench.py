@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from dataclasses import replace
 from enum import StrEnum
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ctflow.cli.checkout import find_root
-from ctflow.cli.options import Check, Preset, Root, settings
+from ctflow.cli.checkout import find_root, load_shared
+from ctflow.cli.options import Check, Preset, Root, configured
 from ctflow.cli.output import one_line_errors
 from ctflow.errors import CtflowError
 
@@ -81,7 +78,7 @@ def bench(
         ctflow bench latent-ode --only gradient --threads 2
     """
     with one_line_errors(context):
-        driver: Any = _load(find_root(Path.cwd(), root))
+        driver = load_shared(find_root(Path.cwd(), root), "benchmarks.driver", "has no benchmarks")
         if preset.value not in driver.PRESETS:
             raise CtflowError(
                 f"the benchmarks have no preset {preset.value!r}; there are: "
@@ -97,26 +94,10 @@ def bench(
             "command": _command(workloads or [], preset, threads, repeats, only, skip or [], seed),
         }
         changes = {key: value for key, value in given.items() if value is not None}
-        config: Any = settings(driver, "bench", preset, changes)
-        records = driver.main(workloads or [], replace(config, **changes))
+        config: Any = configured(driver, "bench", preset.value, changes)
+        records = driver.main(workloads or [], config)
     if check and not all(driver.passed(record) for record in records):
         raise typer.Exit(1)
-
-
-def _load(root: Path) -> Any:  # noqa: ANN401 - a module of the checkout
-    """The driver of a checkout; what it shares with the reproductions becomes importable.
-
-    Raises:
-        CtflowError: If the checkout has none.
-    """
-    folder = root / "reproductions"
-    if not (folder / "benchmarks" / "driver.py").is_file():
-        raise CtflowError(
-            f"{str(folder)!r} has no benchmarks. Use a complete source checkout of ctflow."
-        )
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    return import_module("benchmarks.driver")
 
 
 def _command(

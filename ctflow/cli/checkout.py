@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ctflow.errors import CtflowError
 
-__all__ = ["find_root", "load_script", "scripts"]
+__all__ = ["find_root", "load_script", "load_shared", "scripts"]
 
 
 def find_root(start: Path, named: Path | None) -> Path:
@@ -62,6 +64,25 @@ def load_script(root: Path, name: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up while it runs
     spec.loader.exec_module(module)
     return module
+
+
+def load_shared(root: Path, module: str, lacks: str) -> Any:  # noqa: ANN401 - a module of the checkout
+    """A module that the scripts share, by its dotted name below reproductions/.
+
+    Args:
+        root: The checkout.
+        module: Its name.
+        lacks: What a checkout without it cannot do, for the error.
+
+    Raises:
+        CtflowError: If the checkout has none.
+    """
+    folder = root / "reproductions"
+    if not (folder / f"{module.replace('.', '/')}.py").is_file():
+        raise CtflowError(f"{str(folder)!r} {lacks}. Use a complete source checkout of ctflow.")
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    return importlib.import_module(module)
 
 
 def _is_checkout(folder: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ import typer
 
 from ctflow.errors import CtflowError
 
-__all__ = ["Check", "Preset", "Root", "settings"]
+__all__ = ["Check", "Preset", "Root", "configured"]
 
 
 class Preset(StrEnum):
@@ -31,22 +31,34 @@ Root = Annotated[
 Check = Annotated[
     bool, typer.Option("--check", help="Exit with code 1 if a number misses its band.")
 ]
+# Honoured without a setting: every script computes on the CPU, a run that keeps no state begins
+# anew whatever is asked, and one that uses a single process uses no more than were allowed.
+_HARMLESS = {"device": ("cpu",), "resume": (True, False)}
 
 
-def settings(script: Any, name: str, preset: Preset, changes: Mapping[str, object]) -> Any:  # noqa: ANN401
-    """The settings of a preset.
+def configured(script: Any, name: str, preset: str, changes: Mapping[str, object]) -> Any:  # noqa: ANN401
+    """The settings of a preset, with what was given on the command line.
 
     Raises:
         CtflowError: If the script has no such preset, or not one of the settings.
     """
-    if preset.value not in script.PRESETS:
+    if preset not in script.PRESETS:
         raise CtflowError(
-            f"{name} has no preset {preset.value!r}; there are: {', '.join(script.PRESETS)}. "
+            f"{name} has no preset {preset!r}; there are: {', '.join(script.PRESETS)}. "
             "Take one of these."
         )
-    config = script.PRESETS[preset.value]
+    config = script.PRESETS[preset]
     known = {field.name for field in fields(config)}
-    unknown = [f"--{key}" for key in changes if key not in known]
+    unknown = [
+        f"--{key.replace('_', '-')}"
+        for key, value in changes.items()
+        if key not in known and key != "workers" and value not in _HARMLESS.get(key, ())
+    ]
     if unknown:
         raise CtflowError(f"{name} takes no {' and '.join(unknown)}. Leave it out.")
-    return config
+    given = {key: value for key, value in changes.items() if key in known}
+    chosen = replace(config, **given)
+    if {"backend", "results"} <= known and chosen.backend != config.backend:
+        # Beside the results of the script's own backend, not over them.
+        chosen = replace(chosen, results=chosen.results / chosen.backend)
+    return chosen

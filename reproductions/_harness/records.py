@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -15,11 +17,16 @@ from typing import Protocol
 import torch
 
 from _harness.ranks import rank
-from ctflow import CtflowError, __version__
+from ctflow import __version__
+from ctflow.errors import MissingDependency
 
-__all__ = ["environment", "need", "write_figure", "write_json"]
+__all__ = ["SCHEMA", "environment", "need", "run_as", "write_figure", "write_json", "write_text"]
+
+SCHEMA = 2
+"""Version of the result files: 2 has schema, command, seconds and the paper's numbers, 1 not."""
 
 _ROOT = Path(__file__).parents[2]
+_run: tuple[str, float, float] | None = None  # command, and both clocks at its start
 _PACKAGES = (
     "torch", "torchdiffeq", "torchsde", "numpy", "scipy", "scikit-learn", "matplotlib", "sktime",
     "statsmodels",
@@ -46,21 +53,39 @@ def need(*modules: str) -> None:
         modules: Import names, of those that ctflow's extras bring.
 
     Raises:
-        CtflowError: If one is missing; names the extras to install.
+        MissingDependency: If one is missing; names the extras to install.
     """
     missing = [_EXTRAS[module] for module in modules if find_spec(module) is None]
     if missing:
         packages = " and ".join(package for package, _ in missing)
         extras = ",".join(sorted(extra for _, extra in missing))
-        raise CtflowError(
+        raise MissingDependency(
             f"this reproduction needs {packages}, which is not installed. "
             f"Run: python -m pip install 'ctflow[{extras}]'"
         )
 
 
+def run_as(command: str) -> None:
+    """Note the command that is about to run a reproduction, and start its clocks.
+
+    Args:
+        command: As it would be typed, without paths of this machine.
+    """
+    global _run
+    _run = command, time.monotonic(), _processor_seconds()
+
+
 def environment() -> dict[str, object]:
     """What a result depends on: versions, machine and commit, and nothing that names a person."""
     return {
+        "schema": SCHEMA,
+        "command": None if _run is None else _run[0],
+        "seconds": None
+        if _run is None
+        else {
+            "elapsed": round(time.monotonic() - _run[1], 1),
+            "processor": round(_processor_seconds() - _run[2], 1),
+        },
         "versions": {"python": platform.python_version(), "ctflow": __version__} | _versions(),
         "machine": {
             "system": platform.system(),
@@ -78,13 +103,23 @@ def write_json(path: Path, record: Mapping[str, object]) -> None:
     Raises:
         ValueError: If a number is NaN or infinite, which JSON has no way to say.
     """
-    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    write_text(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text; a reader sees the old file or the new one, never a part."""
     _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG; a reader sees the old file or the new one, never a part."""
     _replace(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+
+
+def _processor_seconds() -> float:
+    """Of this process and its children that have ended."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in spent)
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ctflow import CtflowError
+from ctflow.errors import MissingDependency
 from ctflow.latent import pad
 
 __all__ = ["SETS", "Series", "Split", "load_series", "shown"]
@@ -170,7 +171,7 @@ def _folder(*packages: str) -> Path:
 
 def _need(package: str) -> None:
     if find_spec(package) is None:
-        raise CtflowError(
+        raise MissingDependency(
             f"these series come with {package}, which is not installed. "
             "Run: python -m pip install 'ctflow[series]'"
         )

@@ -11,6 +11,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from _harness.live import counted
 from _harness.series import Series, Split, shown
 from _harness.session import Session
 from ctflow import Solver
@@ -164,7 +165,9 @@ def train(
         share = low + (high - low) * float(torch.rand((), generator=generator))
         seen = shown(part, share, generator)
         value = training.descend(part.x, part.there, part.early, part.label, seen)
-        show(f"{job.data}, {job.model}: step {step + 1} of {recipe.steps}, loss {value:.3f}")
+        so_far = f"{job.data}, {job.model}: step {step + 1} of {recipe.steps}"
+        spent = counted(model.stats) if isinstance(model, LatentODE) else ""
+        show(f"{so_far}, loss {value:.3f}{spent}")
     both.eval()
     return model, classifier
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ctflow import __version__
-from ctflow.backends import available
+from ctflow.backends import Feature, available, get
 from ctflow.cli.app import app
 
 SCRIPT = """
@@ -29,6 +29,10 @@ PRESETS = {"smoke": Config("smoke"), "quick": Config("quick"), "full": Config("f
 
 
 def main(config):
+    if config.seed == 14:
+        raise KeyError("a bug,\\n and no error of ours")
+    if config.seed == 15:
+        raise KeyboardInterrupt
     if config.seed == 13:
         raise InvalidProblem("`seed` must be lucky,\\n got 13. Take another.")
     print(config.preset, config.seed, config.backend)
@@ -80,6 +84,27 @@ def test_info_names_every_backend_with_its_gradients() -> None:
         assert "gradients: " in line
 
 
+def test_info_says_what_each_backend_can_do() -> None:
+    """A row a feature, a column a backend that is installed: their own word."""
+    lines = run("info").output.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("what each can do"))
+    columns = lines[head].split()[4:]
+    assert set(columns) == set(available())
+    row = next(line for line in lines[head:] if line.startswith(Feature.DENSE.value))
+    marks = row.removeprefix(Feature.DENSE.value).split()
+    said = {name: mark == "yes" for name, mark in zip(columns, marks, strict=True)}
+    assert said == {name: Feature.DENSE in get(name).features for name in columns}
+
+
+@pytest.mark.parametrize(
+    "command", ["reproduce", "report", "bench", "data", "info", "check", "compare", "certify"]
+)
+def test_every_command_has_examples_in_its_help(command: str) -> None:
+    """Lines that begin with it."""
+    output = run(command, "--help").output
+    assert f"ctflow {command}" in output.split("For example", 1)[1]
+
+
 def test_info_says_which_backend_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A known name whose library is not there is shown as such."""
     monkeypatch.setattr("ctflow.cli.info.names", lambda: ("native", "ghost"))
@@ -108,6 +133,19 @@ def test_an_error_is_one_line_and_exit_code_2(root: Path) -> None:
     result = run("reproduce", "toy", "--root", root, "--seed", 13)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "error: `seed` must be lucky, got 13. Take another.\n"
+
+
+def test_a_bug_is_one_line_too_and_says_how_to_see_where(root: Path) -> None:
+    """With its kind; and Ctrl-C is no error."""
+    result = run("reproduce", "toy", "--root", root, "--seed", 14)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("error: KeyError: ")
+    assert "ctflow --debug" in result.stderr
+    shown = run("--debug", "reproduce", "toy", "--root", root, "--seed", 14)
+    assert isinstance(shown.exception, KeyError)
+    stopped = run("reproduce", "toy", "--root", root, "--seed", 15)
+    assert (stopped.exit_code, stopped.stderr.count("\n")) == (130, 1)
+    assert "--resume" in stopped.stderr
 
 
 def test_debug_keeps_the_traceback(root: Path) -> None:

@@ -13,11 +13,11 @@ import pytest
 import torch
 from _harness.bands import Band
 from _harness.comparison import accepted_solvers, timed
-from _harness.live import LiveLine
+from _harness.live import LiveLine, counted
 from _harness.records import environment, need, write_json
 from rich.console import Console
 
-from ctflow import CtflowError, ODEProblem, Solver
+from ctflow import CtflowError, ODEProblem, Solver, solve
 from ctflow.errors import GradientWarning
 from ctflow.testing.routes import prompt
 
@@ -99,3 +99,17 @@ def test_a_doubted_gradient_is_noted_and_other_warnings_pass() -> None:
     with pytest.warns(UserWarning, match="else"):
         _, doubted = timed(lambda: warnings.warn("else", UserWarning, stacklevel=1), 1)
     assert not doubted
+
+
+def test_evaluations_are_counted_forward_and_backward() -> None:
+    """As the solve's own statistics have them, in means over the samples."""
+    y0 = torch.ones(2, 1, dtype=torch.float64, requires_grad=True)
+    problem = ODEProblem(lambda t, y: -y, y0, [0.0, 1.0], batched=True)
+    solution = solve(problem, Solver(gradient="adjoint"))
+    forward = solution.stats.forward.n_f_evals.double().mean()
+    assert counted(solution.stats) == f"  evaluations {forward:.1f}"
+    solution.y.sum().backward()
+    assert solution.stats.backward is not None
+    backward = solution.stats.backward.n_f_evals.double().mean()
+    assert counted(solution.stats) == f"  evaluations {forward:.1f} + {backward:.1f}"
+    assert counted(None) == ""

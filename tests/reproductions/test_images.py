@@ -120,5 +120,6 @@ def test_the_command_lists_the_sets_in_their_order() -> None:
     result = CliRunner().invoke(app, ["data", "--root", str(ROOT)])
     assert result.exit_code == 0, result.output
     lines = [line for line in result.output.splitlines() if line.startswith(("here", "missing"))]
-    assert [line.split()[1].rstrip(":") for line in lines] == list(SOURCES)
+    named = [line.split()[1].rstrip(":") for line in lines]
+    assert named == [*SOURCES, "co2", "vowels", "neuro"]  # images first, in their order
     assert lines[0].startswith("here")
