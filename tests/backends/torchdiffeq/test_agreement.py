@@ -23,7 +23,7 @@ def test_states_and_gradients_are_the_native_ones(gradient: str, direction: int)
     y, found = differentiated(replace(TDQ, gradient=gradient), direction)
     y_native, expected = differentiated(native, direction)
     check_relative(y, y_native, rtol=10 * TOL)
-    check_relative(found, expected, rtol=10 * TOL)
+    check_relative(found, expected, rtol=20 * TOL)  # ten tolerances of either
 
 
 @pytest.mark.parametrize("t", [(0.2, 0.6, 1.1), (1.1, 0.6, 0.2), (-0.2, -1.0)])
