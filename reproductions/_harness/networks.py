@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,6 +17,8 @@ OFFICIAL = ("mnist", "torchvision")
 
 DIGIT_SETS = (*OFFICIAL, "mnist-10000", "digits")
 """What the presets `quick` take: their bands are about digits, not clothes."""
+
+_IMAGES = {"digits": 1437}  # training images of small sets
 
 PAPER_SETS = (*OFFICIAL, "fashion-mnist")
 """What the presets `paper` take, the first that is here."""
@@ -60,9 +63,14 @@ def settled(job: Job, backend: str, seed: int) -> Job:
 def on_first(job: Job, sets: Sequence[str]) -> Job:
     """The job on the first of these sets that is here, or as it is if none is named.
 
-    Where none of them is here, loading the first says how to get it.
+    A set with fewer images than the job asks for is seen so many times more: the training is as
+    long in steps. Where none of them is here, loading the first says how to get it.
     """
     if not sets:
         return job
     here = [name for name in sets if SOURCES[name].present()]
-    return replace(job, data=(here or sets)[0])
+    found = replace(job, data=(here or sets)[0])
+    more = (job.n_train or 0) / _IMAGES.get(found.data, math.inf)
+    if more <= 1:
+        return found
+    return replace(found, recipe=replace(job.recipe, epochs=math.ceil(job.recipe.epochs * more)))
