@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -66,8 +67,8 @@ def print_list(console: Console, known: Sequence[Listed]) -> None:
         also = f" (also {', '.join(each.aliases)})" if each.aliases else ""
         of = f"{each.of}: " if each.of else ""
         console.print(Text.assemble((each.name, "bold"), also), soft_wrap=True)
-        console.print(Text(f"    {of}{each.shows}", overflow="fold"))
-        console.print(Text(f"    {', '.join(times) or 'not timed'}"))
+        below = f"{of}{each.shows}\n{', '.join(times) or 'not timed'}"
+        console.print(Padding(Text(below), (0, 0, 0, 4), expand=False))
 
 
 def _rows(outcome: Outcome) -> list[tuple[str, str, str, str, str]]:
