@@ -60,7 +60,8 @@ class Event:
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
-        if isinstance(self.direction, bool) or self.direction not in (-1, 0, 1):
+        known = isinstance(self.direction, int) and not isinstance(self.direction, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not known or self.direction not in (-1, 0, 1):
             raise InvalidProblem(
                 f"`direction` of an Event must be -1, 0 or 1, got {self.direction!r}. Take -1 for "
                 "zeros where the function falls, 1 where it rises."

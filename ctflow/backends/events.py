@@ -25,12 +25,14 @@ class Look(NamedTuple):
         g: Its value, [B], in the dtype of the state, as all of these.
         slope: Its derivative along the way,  direction (dg/dt + dg/dy dy/dt).
         noise: What rounding of t and y may change it by.
+        rounding: What rounding of y and of the function's own terms may, t being exact.
         doubt: What an error of the state of one tolerance may change it by.
     """
 
     g: Tensor
     slope: Tensor
     noise: Tensor
+    rounding: Tensor
     doubt: Tensor
 
 
@@ -118,10 +120,11 @@ class EventFunctions:
         g, t, y = g.detach(), t.detach(), y.detach()
         slope = (g_y * dy).sum(dim=1) + g_t
         of_y = (g_y * y).abs().sum(dim=1)
-        noise = torch.finfo(y.dtype).eps * (of_y + (g_t * t).abs() + g.abs())
-        noise = _ROUNDING * (noise + of_time * (slope * t).abs())
+        rounding = torch.finfo(y.dtype).eps * (of_y + (g_t * t).abs() + g.abs())
+        rounding = _ROUNDING * rounding
+        noise = rounding + _ROUNDING * of_time * (slope * t).abs()
         doubt = rtol * of_y + atol * g_y.abs().sum(dim=1)
-        return Look(g, slope * self.direction, noise, torch.maximum(doubt, noise))
+        return Look(g, slope * self.direction, noise, rounding, torch.maximum(doubt, noise))
 
     def _derivatives(self, j: int, g: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """dg/dt [B] and dg/dy [B, N]."""

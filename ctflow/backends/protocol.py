@@ -26,6 +26,7 @@ __all__ = [
     "Solver",
     "Tolerances",
     "check",
+    "default_tolerances",
     "resolve",
     "resolved",
 ]
@@ -278,6 +279,12 @@ class Solver:
                 f"`min_step` must not be above `max_step`, got {self.min_step!r} and "
                 f"{self.max_step!r}. Exchange them."
             )
+        first, least, most = self.first_step, self.min_step or 0.0, self.max_step or math.inf
+        if first is not None and not least <= first <= most:
+            raise InvalidProblem(
+                f"`first_step` must lie between `min_step` and `max_step`, got {first!r} beside "
+                f"{self.min_step!r} and {self.max_step!r}. Leave it out to have one found."
+            )
         if self.step is not None and self.controls_steps:
             raise InvalidProblem(
                 "`controller`, `first_step`, `min_step` and `max_step` belong to adaptive steps, "
@@ -354,7 +361,7 @@ def resolve(problem: ODEProblem, solver: Solver, backend: Backend) -> Solver:
     """
     dtype: torch.dtype = leaves_of(problem.y0)[0].dtype
     dtype = dtype.to_real() if dtype.is_complex else dtype
-    rtol, atol = _TOLERANCES[dtype] if solver.step is None else (None, None)
+    rtol, atol = default_tolerances(dtype) if solver.step is None else (None, None)
     full = _with(
         solver,
         method=solver.method or "dopri5",
@@ -369,6 +376,11 @@ def resolve(problem: ODEProblem, solver: Solver, backend: Backend) -> Solver:
     if full.gradient is None:
         full = _first_accepted(problem, backend, full, "gradient", _GRADIENTS)
     return full
+
+
+def default_tolerances(dtype: torch.dtype) -> tuple[float, float]:
+    """Relative and absolute tolerance for states of a real dtype where none is given."""
+    return _TOLERANCES[dtype]
 
 
 def _with(solver: Solver, **values: object) -> Solver:

@@ -113,7 +113,8 @@ def phase_portrait(
 
     Raises:
         MissingDependency: If matplotlib is not installed.
-        InvalidProblem: If there are no such variables, or nothing finite to draw.
+        InvalidProblem: If there are no such variables, nothing finite to draw, or `f` where the
+            state is more than the two.
     """
     paths = _paths(solution, variables)
     every = torch.cat(paths)
@@ -129,7 +130,9 @@ def phase_portrait(
             (every.amin(0) - room).tolist(),
             (every.amax(0) + room).tolist(),
         )
-        vector_field(f, ax, x=(left, right), y=(low, high), batched=batched, dtype=_dtype(solution))
+        field = _in_plane(f, solution, variables)
+        box = (left, right), (low, high)
+        vector_field(field, ax, x=box[0], y=box[1], batched=batched, dtype=_dtype(solution))
     for i, path in enumerate(each.numpy() for each in paths):
         each = look(0 if len(paths) > 7 else i)
         faint = 0.5 if len(paths) > 7 else 1.0
@@ -144,6 +147,21 @@ def phase_portrait(
         ax.axhline(0, color=GREY, linewidth=0.5)
         ax.axvline(0, color=GREY, linewidth=0.5)
     return finish(ax, names[0], names[1], title)
+
+
+def _in_plane(
+    f: Callable[[Tensor, Tensor], Tensor], solution: Solution, variables: tuple[int, int]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The field with its variables in the order of the axes."""
+    y = solution.y
+    alone = isinstance(y, Tensor) and y.is_floating_point() and y.shape[-1] == 2
+    if not alone or sorted(variables) != [0, 1]:
+        what = f"shape {list(y.shape)}, {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+        raise InvalidProblem(
+            f"`f` can be drawn where the state is two real variables alone, got {what} and "
+            f"variables={variables}. Leave `f` out."
+        )
+    return f if variables == (0, 1) else lambda t, p: f(t, p.flip(-1)).flip(-1)
 
 
 def _paths(solution: Solution, variables: Sequence[int]) -> list[Tensor]:

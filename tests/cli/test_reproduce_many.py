@@ -154,7 +154,7 @@ def test_ctrl_c_ends_every_process_and_says_how_to_go_on(tmp_path: Path) -> None
         time.sleep(0.05)
     assert begun.exists()
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "slow: stopped" in output
     assert "ctflow reproduce slow good --preset smoke --workers 1 --resume" in output

@@ -326,3 +326,24 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("ctflow.plotting.style.find_spec", lambda name: None)
     with pytest.raises(MissingDependency, match=r"pip install 'ctflow\[plots\]'"):
         plot(circles())
+
+
+def test_the_field_behind_a_portrait_follows_the_order_of_its_axes() -> None:
+    """Swapped variables swap the arrows; a state of more than two has no plane."""
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y[..., 1], -10 * y[..., 0]], dim=-1)
+
+    solution = solve(ODEProblem(f, torch.ones(2), torch.linspace(0, 1, 9)))
+    arrows: list[tuple[Tensor, Tensor]] = []
+    for variables in ((0, 1), (1, 0)):
+        drawn = phase_portrait(solution, variables=variables, f=f, batched=False).collections
+        quiver: Any = next(each for each in drawn if hasattr(each, "U"))
+        arrows.append((torch.as_tensor(quiver.U).ravel(), torch.as_tensor(quiver.V).ravel()))
+    (u, v), (u_swapped, v_swapped) = arrows
+    grid = round(len(u) ** 0.5)
+    torch.testing.assert_close(v_swapped.reshape(grid, grid).T.ravel(), u)
+    torch.testing.assert_close(u_swapped.reshape(grid, grid).T.ravel(), v)
+    three = solve(ODEProblem(lambda t, y: -y, torch.ones(3), [0.0, 1.0]))
+    with pytest.raises(InvalidProblem, match="two real variables alone"):
+        phase_portrait(three, f=f)

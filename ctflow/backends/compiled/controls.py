@@ -76,7 +76,7 @@ def control_key(control: Control) -> tuple[object, ...]:
 def _key_of(control: Control) -> tuple[object, ...]:
     values = _values_of(control)
     kind = type(control)
-    if not values and not hasattr(kind, "__dataclass_fields__"):
+    if not hasattr(control, "__dict__"):
         return (kind, control)
     held = vars(control).items()
     fixed = ((name, _hashable(value)) for name, value in held if name not in values)
@@ -142,9 +142,16 @@ def memory_before(control: Control, tableau: Tableau, t: Tensor, y: Tensor) -> T
 
 
 def _hashable(value: object) -> object:
-    if isinstance(value, tuple):
-        return tuple([_hashable(item) for item in cast("tuple[object, ...]", value)])
-    return (value.start, value.stop) if isinstance(value, slice) else value
+    if isinstance(value, tuple | list):
+        return tuple([_hashable(item) for item in cast("Sequence[object]", value)])
+    if isinstance(value, slice):
+        return (value.start, value.stop)
+    if value.__hash__ is None:
+        raise Unsupported(
+            "backend 'compiled' cannot tell when a control changes that keeps a "
+            f"{type(value).__name__}. Keep numbers and tuples in it, or use backend='native'."
+        )
+    return value
 
 
 def judge(

@@ -26,7 +26,7 @@ from ctflow.backends.native.observers import KeepCourse, LocalError
 from ctflow.backends.native.stiffness import explained
 from ctflow.backends.native.stops import Stops
 from ctflow.backends.native.transformed import refused, steps_are_given
-from ctflow.backends.protocol import Feature, Solver, resolved
+from ctflow.backends.protocol import Feature, Solver, default_tolerances, resolved
 from ctflow.backends.times import evaluations_of_shift, shift
 from ctflow.dense import DenseSolution
 from ctflow.errors import InvalidProblem
@@ -210,7 +210,7 @@ class NativeBackend:
         tolerances = (
             (float(control.rtol), float(control.atol))
             if isinstance(control, Adaptive)
-            else (0.0, 0.0)
+            else default_tolerances(field.layout.real_dtype)
         )
         functions = EventFunctions(problem, field.layout, plan.span.direction, *tolerances)
         found = through_events(

@@ -154,7 +154,7 @@ class Adaptive:
         resolved = 64 * torch.finfo(length.dtype).eps * span.t0.abs()  # else time would not move
         h = torch.maximum(h, resolved)
         h = torch.where(going, torch.minimum(h, length), h)
-        return (h.clamp(self.least, self.most) if self._has_limits else h), 1  # pyright: ignore
+        return (self._between(h) if self._has_limits else h), 1
 
     def end(self, t: Tensor, size: Tensor, span: Span) -> Tensor:
         """One step of this size."""
@@ -188,6 +188,9 @@ class Adaptive:
         kept = self._noted(ratio, accepted, cut, before)
         return Verdict(accepted, self.limited(suggested, accepted, taken), finite, kept)
 
+    def _between(self, size: Tensor) -> Tensor:
+        return size.clamp(min=self.least).clamp(max=self.most)  # pyright: ignore
+
     def limited(self, size: Tensor, accepted: Tensor, taken: Tensor) -> Tensor:
         """The size within the limits; 0 where a step of the least size was not accepted.
 
@@ -198,9 +201,10 @@ class Adaptive:
         """
         if not self._has_limits:
             return size
-        within = torch.where(size > 0, size.clamp(self.least, self.most), size)  # pyright: ignore
+        within = torch.where(size > 0, self._between(size), size)
         least = self.least * (1 + 1e-6)  # t + h - t is not quite h
-        return torch.where(~accepted & (taken <= least), 0.0, within)
+        at_rest = taken == 0  # a sample that has arrived, beside others
+        return torch.where(~accepted & ~at_rest & (taken <= least), 0.0, within)
 
     def blank(self, like: Tensor) -> Tensor:
         """What it remembers before the first step, [.., B].

@@ -116,7 +116,8 @@ class FindEvent:
         looks = [search(self._known(j), path, loud, end) for j, end in enumerate(ends)]
         self._waits = self._waits & ~moved
         found = Found(*(torch.stack(x) for x in zip(*(f for f, _ in looks), strict=True)))
-        first = found.s.argmin(dim=0, keepdim=True)
+        same = found.s == found.s.amin(dim=0, keepdim=True)
+        first = same.to(torch.int8).argmax(dim=0, keepdim=True)  # in the order of the list
         mine = Found(*(x.gather(0, first)[0] for x in found))
         mine = mine._replace(kind=torch.where(stuck, STUCK, mine.kind))
         mine = mine._replace(s=torch.where(stuck, 0.0, mine.s))
@@ -177,17 +178,22 @@ class FindEvent:
 
     def _zero_of(self, look: Look) -> Tensor:
         """Up to where a function counts as zero whose event has just happened, [B]."""
-        return _AT_ZERO * torch.maximum(look.noise, self.blur)
+        return _AT_ZERO * torch.maximum(look.rounding, self.blur)
 
     def _stuck(self, step: Step, moved: Tensor) -> Tensor:
         """Samples that an event left at its zero without a way to go, bool [B]."""
         if not bool(self._fired.any()):
             return torch.zeros_like(moved)
         length = (step.t1 - step.t0).abs().to(step.y0.dtype)
-        rows = [
-            fired & (torch.maximum(x.g.abs(), x.slope.abs() * length) <= self._zero_of(x))
-            for x, fired in zip(self._last, self._fired, strict=True)
-        ]
+        events = self._functions.events
+        rows: list[Tensor] = []
+        for x, fired, event in zip(self._last, self._fired, events, strict=True):
+            none = _AT_ZERO * torch.maximum(x.noise, self.blur)
+            still = torch.maximum(x.g.abs(), x.slope.abs() * length) <= none
+            if event.change is not None:  # which moved it by less than the time of it is known to
+                far = x.g.abs() > 2 * torch.maximum(self.blur, x.rounding)
+                still = torch.where(far, x.g.abs() <= self._zero_of(x), still)
+            rows.append(fired & still)
         self._fired = self._fired & ~moved
         return torch.stack(rows).any(dim=0) & moved
 
@@ -219,7 +225,7 @@ class FindEvent:
         self.slope = torch.where(zero, slope, self.slope)
         near = self._at_once(zero, first, trial, dy, ends[1] - ends[0])
         self.near = torch.where(zero, near, self.near)
-        self.blur = torch.where(zero, torch.maximum(look.g.abs(), look.noise), self.blur)
+        self.blur = torch.where(zero, torch.maximum(look.g.abs(), look.rounding), self.blur)
         mine = mine._replace(kind=self._checked(first, zero, look, mine, step))
         zero = mine.kind == ZERO
         column = zero.unsqueeze(1)
@@ -286,10 +292,11 @@ class FindEvent:
         for broken, what in ((jumps, "be continuous"), (detached, "have a derivative")):
             if bool(broken.any()):
                 b = int(broken.nonzero()[0])
+                t = float(torch.lerp(step.t0, step.t1, mine.s)[b])
                 raise InvalidProblem(
                     f"`fn` of event {int(first[b])} must {what} where it changes its sign, got "
                     f"{float(look.g[b]):.3g} with the slope {float(look.slope[b]):.3g} at its zero "
-                    f"near t={float(step.t0[b]):.6g}. Use no rounding, sign, comparison or "
+                    f"near t={t:.6g}. Use no rounding, sign, comparison or "
                     "`.detach()` in it; for a jump in time, ODEProblem(jump_t=...)."
                 )
         bend = mine.bend / length

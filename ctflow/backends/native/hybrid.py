@@ -21,6 +21,7 @@ from ctflow.backends.native.find_event import FindEvent
 from ctflow.backends.native.hybrid_rows import Hybrid, Rows, together
 from ctflow.backends.native.loop import Integration, Outcome
 from ctflow.backends.native.step import FlatField, Step
+from ctflow.backends.native.stiffness import explained
 from ctflow.backends.native.tableau import Tableau
 from ctflow.backends.times import event_time, shift
 from ctflow.solution import Stats, Status
@@ -119,14 +120,17 @@ def _find(plan: Integration, flat: FlatField, rows: Rows, finder: FindEvent) -> 
     t, y = rows.t.detach(), rows.y.detach()
     grid = torch.stack([t, torch.where(rows.going, plan.grid[:, -1], t)], dim=1)
     with torch.no_grad():
-        outcome = plan._replace(grid=grid, watch=finder)(flat, y, None, [])
+        again = plan._replace(grid=grid, watch=finder)
+        outcome = again(flat, y, None, [])
     counts, on = outcome.counts, rows.going.cpu()
     device = t.device
     rows.n_f_evals = rows.n_f_evals + (on * counts.n_f_evals).to(device) + finder.n_f_evals
     rows.n_steps = rows.n_steps + (on * counts.n_steps).to(device)
     rows.n_rejected = rows.n_rejected + (on * counts.n_rejected).to(device)
     failed = (outcome.status != 0).to(device) & rows.going
-    stopped = {stop.sample: stop for stop in outcome.stops}
+    by_solver = bool((outcome.status <= Status.NON_FINITE).all())
+    stops = explained(flat, again, y, outcome) if by_solver else outcome.stops
+    stopped = {stop.sample: stop for stop in stops}
     rows.stops += [stopped[b] for b in failed.nonzero().flatten().tolist()]
     rows.status = torch.where(failed, outcome.status.to(device), rows.status)
     reached = torch.where(failed, t, grid[:, 1])

@@ -202,6 +202,7 @@ def check_visible(field: FlatField, t: Tensor, later: Tensor, y: Tensor) -> int:
         dy = field(moment, place)
         _refuse_transforms(dy)
         reached = [x for x in boundary(dy, marker) if x is moment or x is place]
+    n_again = _check_twice(field, t, y, dy, place) if torch.is_grad_enabled() else 0
     shift = torch.finfo(y.dtype).eps ** 0.5 * (1 + y.detach().abs())
     moves = {"y": (t, y.detach() + shift), "t": (later, y.detach())}
     unseen = [name for name, x in (("y", place), ("t", moment)) if not any(x is r for r in reached)]
@@ -214,4 +215,38 @@ def check_visible(field: FlatField, t: Tensor, later: Tensor, y: Tensor) -> int:
                 f"`{name}` where autograd finds no way (NumPy, `item`, `detach`, noise). "
                 "Write it in torch operations, or use an explicit method."
             )
-    return 1 + len(unseen)
+    return 1 + len(unseen) + n_again
+
+
+def _check_twice(field: FlatField, t: Tensor, y: Tensor, dy: Tensor, place: Tensor) -> int:
+    """Raise if df/dy moves with y where autograd finds no way: a backward that cannot be derived.
+
+    How many evaluations that took.
+    """
+    if not dy.requires_grad:
+        return 0
+    slope = _slope(dy, place, create=True)
+    if slope is None or slope.requires_grad:
+        return 0
+    eps, here = torch.finfo(y.dtype).eps, y.detach()
+    moved: list[float] = []
+    for part in (1.0, 0.5):
+        with torch.enable_grad():
+            other = _leaf(here + part * eps**0.25 * (1 + here.abs()))
+            there = _slope(field(t, other), other, create=False)
+        moved.append(0.0 if there is None else float((there - slope).norm()))
+    smooth = 0.25 * moved[0] < moved[1] < 0.75 * moved[0]  # and not the step of a kink
+    if smooth and moved[0] > eps**0.5 * (1 + float(slope.norm())):
+        raise InvalidProblem(
+            "an implicit method needs df/dy with a derivative of its own for gradients, got an `f` "
+            "whose backward pass autograd cannot follow (once_differentiable, NumPy, `detach`). "
+            "Write it in torch operations, solve under torch.no_grad(), or use an explicit method."
+        )
+    return 2
+
+
+def _slope(dy: Tensor, y: Tensor, create: bool) -> Tensor | None:
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(
+        dy.sum(), y, create_graph=create, allow_unused=True
+    )
+    return found[0]

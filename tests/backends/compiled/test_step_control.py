@@ -218,3 +218,38 @@ def test_what_a_control_of_ones_own_remembers_arrives() -> None:
     ]
     assert steps[0] == pytest.approx(steps[1])
     assert len(steps[0]) > 5
+
+
+class Changing:
+    """A control whose size is a plain attribute."""
+
+    def __init__(self, size: float) -> None:
+        self.size = size
+        self.notes = [1, 2]
+
+    def first(
+        self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
+    ) -> tuple[Tensor, int]:
+        return self.size * torch.ones_like(span.t0), 0
+
+    def end(self, t: Tensor, size: Tensor, span: Span) -> Tensor:
+        return torch.addcmul(t, span.direction, size)
+
+    def judge(
+        self, tableau: Tableau, step: Step, size: Tensor, memory: Tensor | None = None
+    ) -> Verdict:
+        finite = torch.isfinite(step.y1).all(dim=1)
+        return Verdict(finite, size, finite)
+
+
+@pytest.mark.usefixtures("by_operator")
+def test_a_control_that_changes_between_solves_is_seen() -> None:
+    """Its attributes are part of the program."""
+    control = Changing(0.1)
+    problem = ODEProblem(lambda t, y: -y, torch.ones(2, dtype=DTYPE), [0.0, 1.0])
+    n_steps: list[int] = []
+    for size in (0.1, 0.25):
+        control.size = size
+        solution = solve(problem, Solver(backend=CompiledBackend(control=control)))
+        n_steps.append(int(solution.stats.forward.n_steps))
+    assert n_steps == [10, 4]

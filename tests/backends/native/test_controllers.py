@@ -314,3 +314,32 @@ def test_a_control_of_ones_own_refuses_a_controller_beside_it() -> None:
     """One of them would be left out."""
     with pytest.raises(Unsupported, match="its own `control`"):
         run(decay, Y0, [0.0, 1.0], backend=NativeBackend(control=Fixed(0.1)), controller="pi")
+
+
+@pytest.mark.parametrize("controller", ["i", "pid"])
+def test_a_limit_that_never_binds_changes_no_adjoint(controller: str) -> None:
+    """A sample that has arrived takes steps of length 0, which are no step below the least."""
+    generator = torch.Generator().manual_seed(0)
+    w = 0.6 * torch.randn(3, 3, generator=generator, dtype=FLOAT) + torch.eye(3, dtype=FLOAT)
+    w.requires_grad_()
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return torch.where(t < 0.4, 1.0, 3.0) * torch.tanh(y @ w.T) - y * torch.sin(8 * t)
+
+    for _ in range(12):
+        y0 = torch.randn(4, 3, generator=generator, dtype=FLOAT, requires_grad=True)
+        problem = ODEProblem(f, y0, [0.0, 0.33, 0.7, 1.2], batched=True)
+        found: list[Tensor] = []
+        for most in (None, 10.0):
+            solver = Solver(
+                gradient="adjoint", rtol=1e-5, atol=1e-7, max_step=most, controller=controller
+            )
+            found.append(torch.autograd.grad(solve(problem, solver).y.sum(), w)[0])  # pyright: ignore
+        assert torch.equal(*found)
+
+
+def test_a_first_step_outside_the_limits_is_refused() -> None:
+    """On either side."""
+    for limits in ({"max_step": 0.05}, {"min_step": 2.0}):
+        with pytest.raises(InvalidProblem, match="`first_step` must lie between"):
+            Solver(first_step=1.0, **limits)
