@@ -45,7 +45,8 @@ unit: environment
 	$(run_tests) $(pytest) --doctest-modules ctflow tests
 
 optimized: environment
-	$(run_tests) PYTHONOPTIMIZE=1 $(pytest) tests --ignore=tests/packaging --ignore=tests/property
+	$(run_tests) PYTHONOPTIMIZE=1 $(pytest) tests --ignore=tests/packaging --ignore=tests/property \
+		--ignore=tests/reproductions
 
 bare: environment
 	$(python) .ci/bare_environment.py .venv-bare
