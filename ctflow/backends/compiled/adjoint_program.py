@@ -27,9 +27,9 @@ from ctflow.backends.compiled.trace import Traced, graph_of
 from ctflow.backends.compiled.trial import Looped, loop
 from ctflow.backends.native.control import Control, Span
 from ctflow.backends.native.gradients.quadrature import FAR, WithQuadrature
-from ctflow.backends.native.loop import cut, resolution
+from ctflow.backends.native.loop import resolution, step_end
 from ctflow.backends.native.step import combine, rk_step
-from ctflow.backends.native.stops import Sided, Stops
+from ctflow.backends.native.stops import Stops
 from ctflow.backends.native.tableau import Tableau
 
 __all__ = ["AdjointPhases", "AdjointProgram", "EffectProgram", "Ends", "Head", "Kept"]
@@ -195,10 +195,8 @@ class AdjointPhases:
         span = Span(t, t_next, constants.direction)
         first = probe = quadrature.field_of_both
         if stops is not None:
-            span = span._replace(t1=stops.next_after(t, span))
-            if self.n_stops > 1:
-                first = Sided(first, stops, span.direction)
-                probe = Sided(probe, stops, -span.direction)
+            first, probe = stops.beside(first, span.direction), stops.beside(probe, -span.direction)
+            span = stops.first_stretch(span)
         f = first(t.to(both.dtype), both)
         step, n_probes = quadrature.first(probe, self.tableau, span, both, f)
         n_evals = n_probes + 1 if n_probes or self.carries else 0
@@ -227,7 +225,7 @@ class AdjointPhases:
 
     def going(self, head: Tensor) -> Tensor:
         """Whether another step is to be taken."""
-        left, limit, steps, lost, *_ = head.split(1)
+        left, limit, steps, lost, _ = head.split(1)
         return ((left > 0) & (steps < limit) & (lost == 0)).all()
 
     def step(
@@ -259,12 +257,8 @@ class AdjointPhases:
         f = self._remembered(quadrature, t, both, known)
 
         active = t != t_to
-        end, seen = quadrature.end(t, size, span), None
-        if stops is not None:
-            end = cut(end, size, span._replace(t1=stops.next_after(t, span)))
-        end = torch.where(active, cut(end, size, span), t)
-        if stops is not None and self.n_stops > 1:
-            seen = stops.seen(t, end, both.dtype)
+        end = torch.where(active, step_end(quadrature, stops, t, size, span), t)
+        seen = None if stops is None else stops.seen(t, end, both.dtype)
         step = rk_step(quadrature.field_of_both, tableau, t, end, both, f, seen)
         verdict, memory = judge(quadrature, tableau, step, size, memory)
         moved = verdict.accepted & active & (end != t)

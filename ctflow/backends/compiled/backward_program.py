@@ -109,7 +109,7 @@ class Backward:
             if self.recalled:
                 of_step = [_pick(buffer, here) for buffer in kept]
                 field = _Recalled(self.recalled, of_step, self.redone, tensors, leaves)
-            seen = stops.seen(t0, t1, y.dtype) if stops is not None and self.n_stops > 1 else None
+            seen = None if stops is None else stops.seen(t0, t1, y.dtype)
             step = rk_step(field, tableau, t0, t1, y, None, seen)
             outputs, cotangents = [step.y1], [a]
             if self.inside:

@@ -18,9 +18,9 @@ from ctflow.backends.compiled.trace import Traced, graph_of
 from ctflow.backends.compiled.trial import Looped, loop
 from ctflow.backends.native.control import Control, Span
 from ctflow.backends.native.interpolate import at, coefficients
-from ctflow.backends.native.loop import cut, resolution
+from ctflow.backends.native.loop import resolution, step_end
 from ctflow.backends.native.step import FlatField, extended, rk_step
-from ctflow.backends.native.stops import Sided, Stops
+from ctflow.backends.native.stops import Stops
 from ctflow.backends.native.tableau import Tableau
 from ctflow.solution import Status
 
@@ -126,9 +126,8 @@ class Forward:
         field, probe = self._field(tensors, saved), self._field(tensors, [])
         span = Span(times[:, 0], t1, direction)
         if stops is not None:
-            span = span._replace(t1=stops.next_after(span.t0, span))
-            if self.n_stops > 1:
-                field, probe = Sided(field, stops, direction), Sided(probe, stops, -direction)
+            field, probe = stops.beside(field, direction), stops.beside(probe, -direction)
+            span = stops.first_stretch(span)
         f = field(t.to(y.dtype), y)
         size, n_probes = control.first(probe, self.tableau, span, y, f)
         self.probes.append(n_probes)
@@ -186,13 +185,8 @@ class Forward:
         status, done, n_rejected = ticks.unbind(0)
         span = Span(t, t1, direction)
         active = (status == Status.OK) & (t != t1)
-        end = control.end(t, size, span)
-        seen = None
-        if stops is not None:
-            end = cut(end, size, span._replace(t1=stops.next_after(t, span)))
-        end = torch.where(active, cut(end, size, span), t)
-        if stops is not None and self.n_stops > 1:
-            seen = stops.seen(t, end, y.dtype)
+        end = torch.where(active, step_end(control, stops, t, size, span), t)
+        seen = None if stops is None else stops.seen(t, end, y.dtype)
         saved: list[tuple[Tensor, ...]] = [tuple(saved_first)] if saved_first else []
         field = self._field(tensors, saved)
         step = rk_step(field, tableau, t, end, y, f if self.carries else None, seen)

@@ -13,7 +13,17 @@ from ctflow.backends.native.method import Method
 from ctflow.backends.native.step import FlatField, Step, combine
 from ctflow.errors import InvalidProblem
 
-__all__ = ["Adaptive", "Control", "Fixed", "OnGrid", "Span", "Verdict", "blended"]
+__all__ = [
+    "Adaptive",
+    "Control",
+    "Fixed",
+    "OnGrid",
+    "Span",
+    "Verdict",
+    "accept_finite",
+    "blended",
+    "next_node",
+]
 
 
 class Span(NamedTuple):
@@ -280,7 +290,7 @@ class Fixed:
         self, tableau: Method, step: Step, size: Tensor, memory: Tensor | None = None
     ) -> Verdict:
         """Accept whatever is finite."""
-        return _accept_finite(step, size)
+        return accept_finite(step, size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,18 +326,28 @@ class OnGrid:
 
     def end(self, t: Tensor, size: Tensor, span: Span) -> Tensor:
         """The next node after t."""
-        nodes = self.nodes.detach().to(t).unsqueeze(0)
-        ahead = (nodes - t.unsqueeze(1)) * span.direction.unsqueeze(1)
-        distance = torch.where(ahead > 0, ahead, torch.inf)
-        nearest = distance.argmin(dim=1)
-        node = self.nodes.detach().to(t)[nearest]
-        return torch.where(torch.isfinite(distance.amin(dim=1)), node, span.t1)
+        return next_node(self.nodes.detach().to(t).unsqueeze(0), t, span)
 
     def judge(
         self, tableau: Method, step: Step, size: Tensor, memory: Tensor | None = None
     ) -> Verdict:
         """Accept whatever is finite."""
-        return _accept_finite(step, size)
+        return accept_finite(step, size)
+
+
+def next_node(nodes: Tensor, t: Tensor, span: Span) -> Tensor:
+    """The next of some times ahead of t, or the end of the interval, [B].
+
+    Args:
+        nodes: The times, [B, K], or [1, K] where all samples have the same.
+        t: Where they stand, [B].
+        span: The interval.
+    """
+    ahead = (nodes - t.unsqueeze(1)) * span.direction.unsqueeze(1)
+    distance, nearest = torch.where(ahead > 0, ahead, torch.inf).min(dim=1)
+    node = nodes.expand(len(t), -1).gather(1, nearest.unsqueeze(1)).squeeze(1)
+    before_the_end = distance < (span.t1 - t) * span.direction
+    return torch.where(before_the_end, node, span.t1)
 
 
 def blended(error: Tensor, low: Tensor) -> Tensor:
@@ -341,7 +361,8 @@ def blended(error: Tensor, low: Tensor) -> Tensor:
     return torch.where(some, e * (e / torch.hypot(e, 0.1 * low)), 0.0)
 
 
-def _accept_finite(step: Step, size: Tensor) -> Verdict:
+def accept_finite(step: Step, size: Tensor) -> Verdict:
+    """The verdict that a step counts where it is finite; elsewhere the sample is given up."""
     finite = torch.isfinite(step.y1).all(dim=1)
     return Verdict(finite, torch.where(finite, size, 0.0), finite)
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.events import EventFunctions
-from ctflow.backends.native.control import Span, Verdict
+from ctflow.backends.native.control import Span, Verdict, accept_finite, next_node
 from ctflow.backends.native.find_event import FindEvent
 from ctflow.backends.native.hybrid_rows import Hybrid, Rows, together
 from ctflow.backends.native.loop import Integration, Outcome
+from ctflow.backends.native.method import Method
 from ctflow.backends.native.step import FlatField, Step
 from ctflow.backends.native.stiffness import explained
-from ctflow.backends.native.tableau import Tableau
 from ctflow.backends.times import event_time, shift
 from ctflow.solution import Stats, Status
 from ctflow.state import Layout
@@ -51,24 +51,20 @@ class OnSteps:
     ends: Tensor
 
     def first(
-        self, field: FlatField, tableau: Tableau, span: Span, y0: Tensor, f0: Tensor
+        self, field: FlatField, tableau: Method, span: Span, y0: Tensor, f0: Tensor
     ) -> tuple[Tensor, int]:
         """None: the ends alone decide, however short a step they leave."""
         return torch.zeros_like(span.t0), 0
 
     def end(self, t: Tensor, size: Tensor, span: Span) -> Tensor:
         """The next end after t."""
-        ahead = (self.ends - t.unsqueeze(1)) * span.direction.unsqueeze(1)
-        distance = torch.where(ahead > 0, ahead, torch.inf).min(dim=1)
-        node = self.ends.gather(1, distance.indices.unsqueeze(1))[:, 0]
-        return torch.where(torch.isfinite(distance.values), node, span.t1)
+        return next_node(self.ends, t, span)
 
     def judge(
-        self, tableau: Tableau, step: Step, size: Tensor, memory: Tensor | None = None
+        self, tableau: Method, step: Step, size: Tensor, memory: Tensor | None = None
     ) -> Verdict:
         """Accept whatever is finite."""
-        finite = torch.isfinite(step.y1).all(dim=1)
-        return Verdict(finite, size, finite)
+        return accept_finite(step, size)
 
 
 def through_events(

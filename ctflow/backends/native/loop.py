@@ -14,12 +14,12 @@ from ctflow.backends.native.implicit import rosenbrock_step
 from ctflow.backends.native.method import Method
 from ctflow.backends.native.observers import KeepCourse, Observer, SaveAt
 from ctflow.backends.native.step import FlatField, Step, rk_step
-from ctflow.backends.native.stops import Sided, Stops
+from ctflow.backends.native.stops import Stops
 from ctflow.backends.native.transformed import plain_verdict, refuse_mapped
 from ctflow.solution import Counts, Status, Stop
 from ctflow.transforms import active, least, plain
 
-__all__ = ["Integration", "Outcome", "Seen", "Watch", "cut", "integrate", "resolution"]
+__all__ = ["Integration", "Outcome", "Seen", "Watch", "integrate", "resolution", "step_end"]
 
 _FULL = 1e-9  # a rest shorter than this part of a step is taken along with it
 
@@ -134,7 +134,7 @@ class Integration(NamedTuple):
         if self.stops is None:
             return field
         direction = self.span.direction
-        return Sided(field, self.stops, direction if after else -direction)
+        return self.stops.beside(field, direction if after else -direction)
 
     def saver(self, field: FlatField, y0: Tensor) -> SaveAt:
         """What keeps the states at the output times of a solve from y0."""
@@ -294,8 +294,7 @@ def _first_size(
     if plan.size is not None:
         return plan.size, 0
     if plan.stops is not None:  # its probe stays before the first jump
-        span = span._replace(t1=plan.stops.next_after(span.t0, span))
-        field = Sided(field, plan.stops, -span.direction)
+        span, field = plan.stops.first_stretch(span), plan.stops.beside(field, -span.direction)
     refuse_mapped(plan.control, (y0, f0))
     size, n_probes = plan.control.first(field, plan.tableau, span, y0, f0)
     return plain(size), n_probes
@@ -311,10 +310,7 @@ def _judge(plan: Integration, step: Step, place: _Place) -> Verdict:
 
 def _end(plan: Integration, span: Span, rows: _Rows, place: _Place) -> Tensor:
     """End of the next step, never beyond t1; the present time for samples that have finished."""
-    end = plan.control.end(place.t, place.size, span)
-    if plan.stops is not None:
-        end = cut(end, place.size, span._replace(t1=plan.stops.next_after(place.t, span)))
-    end = cut(end, place.size, span)
+    end = step_end(plan.control, plan.stops, place.t, place.size, span)
     return end if rows.n_active == len(rows.active) else torch.where(rows.active, end, place.t)
 
 
@@ -377,7 +373,15 @@ def _drop_stuck(
     return _fail(rows, stuck, status, place._replace(size=size))
 
 
-def cut(end: Tensor, size: Tensor, span: Span) -> Tensor:
+def step_end(control: Control, stops: Stops | None, t: Tensor, size: Tensor, span: Span) -> Tensor:
+    """Where a step of this size from t ends, [B]: at the latest at the next stop, or at t1."""
+    end = control.end(t, size, span)
+    if stops is not None:
+        end = _cut(end, size, span._replace(t1=stops.next_after(t, span)))
+    return _cut(end, size, span)
+
+
+def _cut(end: Tensor, size: Tensor, span: Span) -> Tensor:
     """The end of a step, [B]: t1 instead of anything beyond it or hardly before it."""
     rest = (span.t1 - end) * span.direction
     return torch.where(rest <= _FULL * size, span.t1, end)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ctflow.backends.native.control import Span
+from ctflow.backends.native.control import Span, next_node
 from ctflow.backends.native.step import FlatField
 
 __all__ = ["Sided", "Stops"]
@@ -26,21 +26,29 @@ class Stops(NamedTuple):
 
     def next_after(self, t: Tensor, span: Span) -> Tensor:
         """The next stop ahead of t, or the end of the interval, [B]."""
-        ahead = (self.times.unsqueeze(0) - t.unsqueeze(1)) * span.direction.unsqueeze(1)
-        distance, nearest = torch.where(ahead > 0, ahead, torch.inf).min(dim=1)
-        before_the_end = distance < (span.t1 - t) * span.direction
-        return torch.where(before_the_end, self.times[nearest], span.t1)
+        return next_node(self.times.unsqueeze(0), t, span)
+
+    def first_stretch(self, span: Span) -> Span:
+        """The interval up to the first stop: what is before it says nothing of what is behind."""
+        return span._replace(t1=self.next_after(span.t0, span))
+
+    def beside(self, field: FlatField, toward: Tensor) -> FlatField:
+        """The field with times of jumps evaluated on the side that lies toward +1 or -1, [B]."""
+        return Sided(field, self, toward) if len(self.jumps) else field
 
     def is_jump(self, t: Tensor) -> Tensor:
         """Which times are places of jumps, bool [B]."""
         return (t.unsqueeze(1) == self.jumps.to(t.dtype)).any(dim=1)
 
-    def seen(self, t0: Tensor, t1: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def seen(self, t0: Tensor, t1: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         """Least and greatest time that f may see in steps from t0 to t1, [B] each, in its dtype.
 
+        None where there are no jumps: everything from t0 to t1.
         One step of the floating-point numbers inside where an end is a jump: a stage at the end
         belongs to the near side, one at the start to the far side of the jump before it.
         """
+        if not len(self.jumps):
+            return None
         toward = torch.sign(t1 - t0)
         start, end = t0.to(dtype), t1.to(dtype)
         start = torch.where(self.is_jump(t0), _beside(start, toward), start)
