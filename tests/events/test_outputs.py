@@ -200,3 +200,24 @@ def test_what_a_solve_cost_is_counted(gradient: Any) -> None:  # noqa: ANN401
     found.y[-1].sum().backward()
     assert found.stats.backward is not None
     assert (int(found.stats.backward.n_f_evals) > 0) == (gradient != "direct")
+
+
+def test_the_cost_of_the_backward_pass_is_that_of_all_stretches_once() -> None:
+    """Asked for a second time it is the same, and not twice as much."""
+    y0 = torch.tensor([1.0, 0.0], dtype=FLOAT, requires_grad=True)
+    bounce = Event(
+        lambda t, y: y[0], direction=-1, terminal=False,
+        change=lambda t, y: torch.stack([y[0], -0.8 * y[1]]),
+    )  # fmt: skip
+    problem = ODEProblem(
+        lambda t, y: torch.stack([y[1], -9.81 + 0 * y[1]]), y0, [0.0, 2.0], event=bounce
+    )
+    solution = solve(problem, Solver(gradient="checkpointed"))
+    assert solution.event is not None
+    total, steps = solution.event.t.sum(), list[list[int]]()
+    for again in (True, False):
+        total.backward(retain_graph=again)
+        assert solution.stats.backward is not None
+        steps.append(solution.stats.backward.n_steps.tolist())
+    assert steps[0] == steps[1]
+    assert steps[0][0] >= int(solution.event.counts)

@@ -17,7 +17,7 @@ from ctflow.backends.field import Field
 from ctflow.backends.native.control import Adaptive, Control, Fixed
 from ctflow.backends.native.gradients import adjoint, checkpointed, direct
 from ctflow.backends.native.gradients.times import attach
-from ctflow.backends.native.hybrid import through_events
+from ctflow.backends.native.hybrid import Journey, through_events
 from ctflow.backends.native.implicit import check_visible
 from ctflow.backends.native.loop import Integration, Outcome
 from ctflow.backends.native.method import Method
@@ -213,14 +213,16 @@ class NativeBackend:
             else default_tolerances(field.layout.real_dtype)
         )
         functions = EventFunctions(problem, field.layout, plan.span.direction, *tolerances)
-        found = through_events(
-            functions, plan, field, field.layout, y0, times, stretch, gradient, solver.max_events
+        journey = Journey(
+            functions, plan, field, field.layout, times, stretch, gradient, solver.max_events
         )
+        found = through_events(journey, y0)
         settings = resolved(solver, self, plan.tableau.name)
         backward = Counts.zeros(field.layout.batch) if gradient == "direct" else None
         stats = Stats(settings, found.counts, backward, found.trace)
-        for unfinished in found.unfinished:
-            unfinished.append(_Share(settings, found.counts, stats))
+        parts: list[Counts | None] = [None] * len(found.unfinished)
+        for i, unfinished in enumerate(found.unfinished):
+            unfinished.append(_Share(settings, found.counts, stats, parts, i))
         dense = None
         if found.course is not None and not found.stops:
             used = [row for row in plan.tableau.p if any(row)]
@@ -261,19 +263,21 @@ def _refuse_implicit(name: str, problem: ODEProblem, solver: Solver) -> list[str
 
 
 class _Share(Stats):
-    """Stats of one stretch, whose backward pass counts toward those of the whole solve."""
+    """Stats of one stretch; the backward pass of the whole solve is those of all of them."""
 
-    def __init__(self, solver: Resolved, forward: Counts, whole: Stats) -> None:
-        self._whole = whole
+    def __init__(
+        self, solver: Resolved, forward: Counts, whole: Stats, parts: list[Counts | None], i: int
+    ) -> None:
+        self._whole, self._parts, self._i = whole, parts, i
         super().__init__(solver, forward)
 
     def __setattr__(self, name: str, value: object) -> None:
-        """Add the costs of a backward pass to those of the whole solve."""
+        """Say what the stretches that are known come to."""
         super().__setattr__(name, value)
         if name == "backward" and isinstance(value, Counts):
-            before = self._whole.backward or Counts.zeros(len(value.n_steps))
-            both = zip(vars(before).values(), vars(value).values(), strict=True)
-            self._whole.backward = Counts(*(a + b for a, b in both))
+            self._parts[self._i] = value
+            columns = zip(*(vars(part).values() for part in self._parts if part), strict=True)
+            self._whole.backward = Counts(*(torch.stack(column).sum(dim=0) for column in columns))
 
 
 class _Recomputing(Protocol):

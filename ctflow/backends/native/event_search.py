@@ -35,6 +35,20 @@ class Found(NamedTuple):
     bend: Tensor
 
 
+class Bracket(NamedTuple):
+    """A part of a step.
+
+    Attributes:
+        ends: Fractions of the step at its ends, [B] each.
+        looks: The function there.
+        side: Sign of it up to there, [B].
+    """
+
+    ends: tuple[Tensor, Tensor]
+    looks: tuple[Look, Look]
+    side: Tensor
+
+
 class Known(NamedTuple):
     """What is known of an event function where a step begins.
 
@@ -80,7 +94,8 @@ def search(known: Known, path: EventPath, rows: Tensor, end: Look) -> tuple[Foun
         right = end if place == 1.0 else path.look(j, s1)
         ahead = rows & (found.kind == NONE)
         bad = ahead & ~torch.isfinite(left.g + right.g + right.slope)
-        found = _merge(found, bad, BAD, s1, (s0, s1), (left, right), side)
+        part = Bracket((s0, s1), (left, right), side)
+        found = _merge(found, bad, BAD, s1, part)
         ahead = ahead & ~bad & (side != 0)
         crossed = ahead & (side * right.g < 0)
         # A zero at the very end is not left to the rounding of its sign.
@@ -88,10 +103,10 @@ def search(known: Known, path: EventPath, rows: Tensor, end: Look) -> tuple[Foun
         crossed = crossed | (ahead & here & (place == 1.0))
         dips = ahead & ~crossed & (side * left.slope < 0) & (side * right.slope >= 0)
         if bool(dips.any()):
-            found = _dip(known, path, found, dips, (s0, s1), (left, right), side)
+            found = _dip(known, path, found, dips, part)
         wanted = crossed & known.fires(side)
         if bool(wanted.any()):
-            found = _zero(known, path, found, wanted, (s0, s1), (left, right), side)
+            found = _zero(known, path, found, wanted, part)
         side = torch.where(crossed & ~wanted, -side, side)
         clear = right.g.abs() > right.noise
         side = torch.where((side == 0) & clear, torch.sign(right.g), side)
@@ -99,19 +114,12 @@ def search(known: Known, path: EventPath, rows: Tensor, end: Look) -> tuple[Foun
     return found, side
 
 
-def _zero(
-    known: Known,
-    path: EventPath,
-    found: Found,
-    wanted: Tensor,
-    ends: tuple[Tensor, Tensor],
-    looks: tuple[Look, Look],
-    side: Tensor,
-) -> Found:
+def _zero(known: Known, path: EventPath, found: Found, wanted: Tensor, part: Bracket) -> Found:
     """Where function j changes its sign; a zero at the start is left before it is come to.
 
     If it is left by no more than rounding, it is not left.
     """
+    ends, looks, side = part
     left, right = looks
     back = wanted & (side * left.g <= 0) & ~known.waits
     if bool(back.any()):
@@ -119,37 +127,29 @@ def _zero(
         left = path.look(known.j, turn)
         ends, looks = (turn, ends[1]), (left, right)
     s = path.zero(known.j, wanted, side, ends, looks)
-    nowhere = back & (side * left.g <= left.noise)
-    found = _merge(found, wanted & ~nowhere, ZERO, s, ends, looks, side)
+    nowhere, part = back & (side * left.g <= left.noise), Bracket(ends, looks, side)
+    found = _merge(found, wanted & ~nowhere, ZERO, s, part)
     happened = nowhere & known.began
-    found = _merge(found, happened, STUCK, s, ends, looks, side)
-    return _merge(found, nowhere & ~happened, GRAZE, s, ends, looks, side)
+    found = _merge(found, happened, STUCK, s, part)
+    return _merge(found, nowhere & ~happened, GRAZE, s, part)
 
 
-def _dip(
-    known: Known,
-    path: EventPath,
-    found: Found,
-    dips: Tensor,
-    ends: tuple[Tensor, Tensor],
-    looks: tuple[Look, Look],
-    side: Tensor,
-) -> Found:
+def _dip(known: Known, path: EventPath, found: Found, dips: Tensor, part: Bracket) -> Found:
     """Where function j turns back on its way to zero: two zeros, a contact, or neither."""
+    ends, (left, right), side = part
     s = path.turn(known.j, dips, side, *ends)
     turn = path.look(known.j, s)
     touches = dips & (turn.g.abs() <= turn.doubt)
-    found = _merge(found, touches, GRAZE, s, ends, looks, side)
+    found = _merge(found, touches, GRAZE, s, part)
     through = dips & ~touches & (side * turn.g < 0)
     if bool(through.any()):
-        left, right = looks
         into = known.fires(side)
         lo, hi = torch.where(into, ends[0], s), torch.where(into, s, ends[1])
         near = Look(*(torch.where(into, a, b) for a, b in zip(left, turn, strict=True)))
         far = Look(*(torch.where(into, a, b) for a, b in zip(turn, right, strict=True)))
         own = torch.where(into, side, -side)
-        zero = path.zero(known.j, through, own, (lo, hi), (near, far))
-        found = _merge(found, through, ZERO, zero, (lo, hi), (near, far), own)
+        part = Bracket((lo, hi), (near, far), own)
+        found = _merge(found, through, ZERO, path.zero(known.j, through, own, *part[:2]), part)
     return found
 
 
@@ -159,17 +159,9 @@ def _nothing(g: Tensor, t: Tensor) -> Found:
     return Found(torch.zeros_like(g, dtype=torch.int64), far, none, far, none, none)
 
 
-def _merge(
-    found: Found,
-    rows: Tensor,
-    kind: int,
-    s: Tensor,
-    ends: tuple[Tensor, Tensor],
-    looks: tuple[Look, Look],
-    side: Tensor,
-) -> Found:
+def _merge(found: Found, rows: Tensor, kind: int, s: Tensor, part: Bracket) -> Found:
     """What was found, with a find of some samples."""
-    left, right = looks
+    ends, (left, right), side = part
     new = Found(
         torch.full_like(found.kind, kind),
         s.to(found.s.dtype),

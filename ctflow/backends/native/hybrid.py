@@ -10,7 +10,7 @@ method to know of events.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from ctflow.backends.times import event_time, shift
 from ctflow.solution import Stats, Status
 from ctflow.state import Layout
 
-__all__ = ["OnSteps", "Stretch", "through_events"]
+__all__ = ["Journey", "OnSteps", "Stretch", "through_events"]
 
 
 class Stretch(Protocol):
@@ -67,29 +67,32 @@ class OnSteps:
         return accept_finite(step, size)
 
 
-def through_events(
-    functions: EventFunctions,
-    plan: Integration,
-    flat: FlatField,
-    layout: Layout,
-    y0: Tensor,
-    times: Tensor,
-    stretch: Stretch,
-    gradient: str,
-    max_events: int,
-) -> Hybrid:
-    """Solve from y0 through every event.
+class Journey(NamedTuple):
+    """What stays the same from one event to the next.
 
-    Args:
+    Attributes:
         functions: The problem's events.
         plan: Method, control, output times and limit of the whole solve.
         flat: f on flat tensors.
         layout: How the flat state maps to the user's.
-        y0: Initial state, [B, N].
         times: Output times, [B, T], with their history.
         stretch: Solves between two events.
         gradient: Name of the gradient method.
         max_events: Limit of events of one sample.
+    """
+
+    functions: EventFunctions
+    plan: Integration
+    flat: FlatField
+    layout: Layout
+    times: Tensor
+    stretch: Stretch
+    gradient: str
+    max_events: int
+
+
+def through_events(journey: Journey, y0: Tensor) -> Hybrid:
+    """Solve from y0, [B, N], through every event.
 
     Returns:
         What it found out.
@@ -98,21 +101,23 @@ def through_events(
         Each step twice: once to find the event, once with the gradient method; for each event some
         steps more, and the first step's size anew.
     """
-    rows = Rows.at_start(y0, times, len(functions))
+    functions, plan = journey.functions, journey.plan
+    rows = Rows.at_start(y0, journey.times, len(functions))
     if bool(rows.going.any()):
         functions.check_rows(rows.t.detach(), y0.detach())
     while bool(rows.going.any()):
         source = rows.source
         rows.t, rows.y = rows.t[source], rows.y[source]
         finder = FindEvent(functions, plan.grid, rows.side, rows.fired, rows.blur, rows.near)
-        reached = _find(plan, flat, rows, finder)
-        y = _cross(plan, flat, rows, times, reached, finder, stretch, gradient)
-        _happen(functions, plan, flat, rows, finder, reached, y, gradient, max_events)
-    return together(rows, layout, y0, plan)
+        reached = _find(journey, rows, finder)
+        y = _cross(journey, rows, finder, reached)
+        _happen(journey, rows, finder, reached, y)
+    return together(rows, journey.layout, y0, plan)
 
 
-def _find(plan: Integration, flat: FlatField, rows: Rows, finder: FindEvent) -> Tensor:
+def _find(journey: Journey, rows: Rows, finder: FindEvent) -> Tensor:
     """Time up to which every sample comes in this round, [B]: an event, the end, or a failure."""
+    plan, flat = journey.plan, journey.flat
     t, y = rows.t.detach(), rows.y.detach()
     grid = torch.stack([t, torch.where(rows.going, plan.grid[:, -1], t)], dim=1)
     with torch.no_grad():
@@ -142,17 +147,9 @@ def _find(plan: Integration, flat: FlatField, rows: Rows, finder: FindEvent) -> 
     return reached
 
 
-def _cross(
-    plan: Integration,
-    flat: FlatField,
-    rows: Rows,
-    times: Tensor,
-    reached: Tensor,
-    finder: FindEvent,
-    stretch: Stretch,
-    gradient: str,
-) -> Tensor:
+def _cross(journey: Journey, rows: Rows, finder: FindEvent, reached: Tensor) -> Tensor:
     """States at the times reached, [B, N], with the gradient method; outputs inside are kept."""
+    plan, flat, gradient = journey.plan, journey.flat, journey.gradient
     t, y = rows.t.detach(), rows.y
     if rows.t.requires_grad and torch.is_grad_enabled():
         after = plan.beside(flat, after=True)
@@ -171,11 +168,11 @@ def _cross(
     order = torch.arange(int(n_inside.max()), device=t.device).unsqueeze(0)
     first = (ahead <= 0).sum(dim=1, keepdim=True)
     column = (first + order).clamp(max=grid.shape[1] - 1)
-    inner = torch.where(order < n_inside, times.gather(1, column), reached.unsqueeze(1))
+    inner = torch.where(order < n_inside, journey.times.gather(1, column), reached.unsqueeze(1))
     asked = torch.cat([t.unsqueeze(1), inner, reached.unsqueeze(1)], dim=1)
     ends = torch.stack(finder.ends, dim=1)
     again = plan._replace(grid=asked.detach(), control=OnSteps(ends))
-    out, outcome, unfinished = stretch(again, y, asked)
+    out, outcome, unfinished = journey.stretch(again, y, asked)
     rows.unfinished.append(unfinished)
     again_evals = outcome.counts.n_f_evals.to(t.device)
     rows.n_f_evals = rows.n_f_evals + torch.where(reached == t, 0, again_evals)
@@ -187,18 +184,9 @@ def _cross(
     return out[-1]
 
 
-def _happen(
-    functions: EventFunctions,
-    plan: Integration,
-    flat: FlatField,
-    rows: Rows,
-    finder: FindEvent,
-    reached: Tensor,
-    y: Tensor,
-    gradient: str,
-    max_events: int,
-) -> None:
+def _happen(journey: Journey, rows: Rows, finder: FindEvent, reached: Tensor, y: Tensor) -> None:
     """Note the events of a round, change the states, and see who has ended."""
+    functions, gradient = journey.functions, journey.gradient
     hit = (finder.which >= 0) & rows.going
     t = reached
     rows.side, rows.blur, rows.near = finder.side, finder.blur, finder.near
@@ -208,13 +196,13 @@ def _happen(
         own = torch.arange(len(hit), device=hit.device)
         source = torch.where(hit, own, hit.nonzero()[0, 0])
         which = finder.which[source]
-        t, y = _timed(functions, plan, flat, finder, (hit, source, which), reached, y, gradient)
+        t, y = _timed(journey, finder, (hit, source, which), reached, y)
         rows.n_f_evals = rows.n_f_evals + hit * (t.requires_grad * (1 + (gradient == "direct")))
         numbers = torch.arange(len(functions), device=hit.device).unsqueeze(1)
         rows.fired = hit & (finder.which == numbers)
         y_after = _changed(functions, rows.fired, t, y)
     n_of = rows.n_of + rows.fired
-    too_many = hit & (n_of.sum(dim=0) > max_events)
+    too_many = hit & (n_of.sum(dim=0) > journey.max_events)
     rows.fail(too_many, Status.TOO_MANY_EVENTS, reached)
     lost = hit & ~too_many & ~torch.isfinite(y_after.detach()).all(dim=1)
     rows.fail(lost, Status.NON_FINITE, reached)
@@ -225,7 +213,7 @@ def _happen(
     limits = torch.tensor([e.limit for e in functions.events], device=hit.device).unsqueeze(1)
     terminal = (rows.fired & (limits > 0) & (rows.n_of == limits)).any(dim=0) & hit
     rows.ended_by = torch.where(terminal, finder.which, rows.ended_by)
-    arrived = rows.going & ~terminal & (reached == plan.grid[:, -1])
+    arrived = rows.going & ~terminal & (reached == journey.plan.grid[:, -1])
     rows.t_end = torch.where(terminal, t, rows.t_end)
     rows.y_end = torch.where((terminal | arrived).unsqueeze(1), y, rows.y_end)
     rows.t = torch.where(hit, t, reached)
@@ -234,17 +222,15 @@ def _happen(
 
 
 def _timed(
-    functions: EventFunctions,
-    plan: Integration,
-    flat: FlatField,
+    journey: Journey,
     finder: FindEvent,
     hits: tuple[Tensor, Tensor, Tensor],
     reached: Tensor,
     y: Tensor,
-    gradient: str,
 ) -> tuple[Tensor, Tensor]:
     """Times and states of events with their histories, [B] and [B, N]; others as they are."""
     hit, source, which = hits
+    functions = journey.functions
     if not torch.is_grad_enabled():
         return reached, y
 
@@ -255,8 +241,8 @@ def _timed(
             total = torch.where(hit & (which == j), functions.value(j, t[source], y[source]), total)
         return total
 
-    before = plan.beside(flat, after=False)
-    t, moved = event_time(value, before, reached, y, finder.slope, gradient)
+    before = journey.plan.beside(journey.flat, after=False)
+    t, moved = event_time(value, before, reached, y, finder.slope, journey.gradient)
     return torch.where(hit, t, reached), torch.where(hit.unsqueeze(1), moved, y)
 
 
