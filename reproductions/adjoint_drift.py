@@ -29,6 +29,7 @@ from _harness.bands import Band
 from _harness.live import LiveLine
 from _harness.problems import KINDS, PROBLEMS, Problem
 from _harness.records import environment, need, write_figure, write_json
+from _harness.threads import torch_threads
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -98,12 +99,8 @@ class Point:
 def main(config: Config) -> dict[str, object]:
     """Measure, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
+    with torch_threads(config.threads):
         return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
 
 
 def run(config: Config, console: Console) -> dict[str, object]:

@@ -21,6 +21,7 @@ import torch
 from _harness.bands import Band
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
+from _harness.threads import torch_threads
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -105,12 +106,8 @@ class Ball(nn.Module):
 def main(config: Config) -> dict[str, object]:
     """Measure, fit, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
 
 
 def run(config: Config, console: Console) -> dict[str, object]:

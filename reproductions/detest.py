@@ -42,6 +42,7 @@ from _harness.detest_solves import (
 )
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
+from _harness.threads import torch_threads
 from benchmarks.detest_problems import PROBLEMS, Problem
 from rich.console import Console
 from rich.table import Table
@@ -81,12 +82,8 @@ LOOSEST = {"bosh3": 1e-6, "RK23": 1e-6}  # of order 3: tighter takes too many st
 def main(config: Config) -> dict[str, object]:
     """Solve, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib", "scipy", "torchdiffeq")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from _harness.flow_peers import MODELS, Model, Step, base, steps
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
 from _harness.shapes import SHAPES
+from _harness.threads import torch_threads
 from benchmarks.measuring import Pace, Spread, Stopwatch, in_rounds, ratio
 from rich.console import Console
 from rich.table import Table
@@ -105,12 +106,8 @@ class Row:
 def main(config: Config) -> dict[str, object]:
     """Measure, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib", "zuko")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
 
 
 def run(config: Config, console: Console) -> dict[str, object]:

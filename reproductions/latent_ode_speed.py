@@ -27,6 +27,7 @@ from _harness.bands import Band
 from _harness.live import LiveLine
 from _harness.records import environment, write_json
 from _harness.spiral_training import Job, Recipe, Run
+from _harness.threads import torch_threads
 from rich.console import Console
 from rich.table import Table
 
@@ -89,14 +90,9 @@ class Row:
 
 def main(config: Config) -> dict[str, object]:
     """Time all in turn, print, and write JSON; returns what it holds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     console = Console()
-    try:
-        with LiveLine(console) as line:
-            rows = [measure(config, *setting, line.show) for setting in config.settings]
-    finally:
-        torch.set_num_threads(threads)
+    with torch_threads(1), LiveLine(console) as line:
+        rows = [measure(config, *setting, line.show) for setting in config.settings]
     bands = bands_of(config, rows[0])
     console.print(table_of(config, rows), *map(str, bands), sep="\n", highlight=False)
     record: dict[str, object] = {

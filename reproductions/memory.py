@@ -32,6 +32,7 @@ from _harness.costs import Peak, Timing, slope, table_of_costs
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
 from _harness.storage import peak_bytes
+from _harness.threads import torch_threads
 from rich.console import Console
 from torch import Tensor
 
@@ -96,12 +97,8 @@ class Case(NamedTuple):
 def main(config: Config) -> dict[str, object]:
     """Measure, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
+    with torch_threads(config.threads):
         return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
 
 
 def run(config: Config, console: Console) -> dict[str, object]:

@@ -22,6 +22,7 @@ from statistics import median
 import torch
 from _harness.bands import Band
 from _harness.records import environment, write_json
+from _harness.threads import torch_threads
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -66,12 +67,8 @@ class Spiral(nn.Module):
 
 def main(config: Config) -> dict[str, object]:
     """Time both in turn, print, and write JSON; returns what it holds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
 
 
 @torch.no_grad()

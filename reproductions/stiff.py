@@ -33,6 +33,7 @@ from _harness.bands import Band
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
 from _harness.stiff_problems import PROBLEMS, StiffProblem
+from _harness.threads import torch_threads
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -98,12 +99,8 @@ def main(config: Config) -> dict[str, object]:
     """Solve, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
     get("scipy")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         return run(config, Console())
-    finally:
-        torch.set_num_threads(threads)
 
 
 def run(config: Config, console: Console) -> dict[str, object]:

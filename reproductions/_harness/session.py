@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from rich.console import Console
 
 from _harness import ranks, stopping
 from _harness.bands import Band
 from _harness.checkpoints import Checkpoint, check_folder
 from _harness.loop import Training, Unfinished
+from _harness.threads import torch_threads
 from ctflow import CtflowError
 
 __all__ = ["NOWHERE", "Config", "Session", "run_session"]
@@ -145,22 +145,17 @@ def run_session(
     Raises:
         CtflowError: If the folder cannot be written to, before any work.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     stopping.forget()
-    try:
-        with ranks.joined():
-            session = _begun(script, config, keep)
-            console = Console(quiet=ranks.rank() > 0)
-            try:
-                record = work(config, console, session)
-            except Unfinished:
-                console.print("Stopped in time; the same command goes on from here.")
-                return {"bands": [Band("finished", 0.0, low=1.0).record()]}
-            session.finished()
-            return record
-    finally:
-        torch.set_num_threads(before)
+    with torch_threads(threads), ranks.joined():
+        session = _begun(script, config, keep)
+        console = Console(quiet=ranks.rank() > 0)
+        try:
+            record = work(config, console, session)
+        except Unfinished:
+            console.print("Stopped in time; the same command goes on from here.")
+            return {"bands": [Band("finished", 0.0, low=1.0).record()]}
+        session.finished()
+        return record
 
 
 def _begun(script: str, config: Config, keep: bool) -> Session:
