@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ctflow.errors import InvalidProblem
 from ctflow.plotting.style import axes_or_new, finish, look
+from ctflow.plotting.variables import two_of
 
 with suppress(ImportError):  # optional, and only named in annotations
     from matplotlib.axes import Axes
@@ -49,7 +50,7 @@ def latent_space(
         >>> axes = latent_space(torch.randn(20, 4), torch.arange(20) % 2)
     """
     states = z.detach().cpu().double()
-    if states.dim() not in (2, 3) or states.shape[-1] < 2 or not len(states):
+    if states.dim() not in (2, 3) or states.shape[-1] < 2 or not states.numel():
         raise InvalidProblem(
             f"`z` must be states [B, L] or paths [B, T, L] of two variables or more, got "
             f"{list(z.shape)}. Reshape it."
@@ -81,6 +82,10 @@ def _labels(labels: Sequence[object] | Tensor | None, batch: int) -> list[object
     if labels is None:
         return [None] * batch
     own: list[object] = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+    if any(label.__hash__ is None for label in own):
+        raise InvalidProblem(
+            f"`labels` must be one number or word for each, got {own[0]!r:.60}. Flatten them."
+        )
     if len(own) != batch:
         raise InvalidProblem(
             f"`labels` must be one for each of the {batch} of `z`, got {len(own)}. Give as many."
@@ -93,6 +98,7 @@ def _in_plane(z: Tensor, variables: tuple[int, int] | None) -> tuple[Tensor, tup
     size = z.shape[-1]
     chosen = (0, 1) if variables is None and size == 2 else variables
     if chosen is not None:
+        chosen = two_of(chosen)
         if not all(0 <= i < size for i in chosen):
             raise InvalidProblem(
                 f"`variables` must be two of 0 to {size - 1}, got {chosen}. Take two of these."

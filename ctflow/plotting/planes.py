@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ctflow.errors import InvalidProblem
 from ctflow.plotting.style import GREY, axes_or_new, finish, look
-from ctflow.plotting.variables import curves_of
+from ctflow.plotting.variables import curves_of, two_of
 from ctflow.solution import Solution
 
 with suppress(ImportError):  # optional, and only named in annotations
@@ -81,7 +81,7 @@ def vector_field(
     arrows = (found.double() / speed.clamp(min=torch.finfo(torch.float64).tiny)[:, None]).cpu()
     ax = axes_or_new(ax)
     drawn = ax.quiver(
-        *places.T.numpy(), *arrows.T.numpy(), speed.cpu().numpy(), cmap="cividis",
+        *places.T.double().cpu().numpy(), *arrows.T.numpy(), speed.cpu().numpy(), cmap="cividis",
         pivot="mid", angles="xy", alpha=0.7, scale=1.4 * n, width=0.004,
     )  # fmt: skip
     ax.figure.colorbar(drawn, ax=ax, label="|f|")
@@ -116,7 +116,7 @@ def phase_portrait(
         InvalidProblem: If there are no such variables, nothing finite to draw, or `f` where the
             state is more than the two.
     """
-    paths = _paths(solution, variables)
+    paths = _paths(solution, two_of(variables))
     every = torch.cat(paths)
     every = every[every.isfinite().all(dim=1)]
     if not len(every):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctflow.errors import InvalidProblem
 from ctflow.plotting.style import (
     GREY,
     axes_or_new,
@@ -17,7 +18,7 @@ from ctflow.plotting.style import (
     look,
     new_figure,
 )
-from ctflow.plotting.variables import curves_of, own_times, row_of, step_times
+from ctflow.plotting.variables import EVERY, curves_of, own_times, row_of, step_times
 from ctflow.solution import Solution, Status
 
 with suppress(ImportError):  # optional, and only named in annotations
@@ -189,15 +190,18 @@ def errors(
 
     Raises:
         MissingDependency: If matplotlib is not installed.
-        InvalidProblem: If there is no such sample.
+        InvalidProblem: If there is no such sample, or the reference has another shape.
     """
     times = own_times(solution, sample)
     if solution.dense is not None:
         times = torch.linspace(float(times[0]), float(times[-1]), _FINE, dtype=torch.float64)
-    found = curves_of(solution, _states(solution, times, sample), sample, None)
-    every = range(len(found.names) + found.left_out)
-    ours = curves_of(solution, _states(solution, times, sample), sample, every).values
-    theirs = curves_of(solution, reference(times), sample, every).values
+    ours = curves_of(solution, _states(solution, times, sample), sample, EVERY).values
+    theirs = curves_of(solution, reference(times), sample, EVERY).values
+    if theirs.shape != ours.shape:
+        raise InvalidProblem(
+            f"`reference` must return {ours.shape[1]} variables at each of the {ours.shape[0]} "
+            f"times, got {theirs.shape[1]} at {theirs.shape[0]}. Give the state at times [K]."
+        )
     gap = (ours - theirs).square().mean(dim=1).sqrt()
     ax = axes_or_new(ax)
     line = gap.clamp(min=torch.finfo(torch.float64).tiny)  # the start has none, and log no zero

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from ctflow.errors import InvalidProblem
 from ctflow.solution import Solution
 from ctflow.state import leaves_of
 
-__all__ = ["Curves", "curves_of", "own_times", "row_of", "step_times"]
+__all__ = ["EVERY", "Curves", "curves_of", "own_times", "row_of", "step_times", "two_of"]
 
+EVERY: Literal["every"] = "every"
 _MOST = 10  # curves that an eye follows; more are drawn where they are asked for by number
 
 
@@ -30,6 +31,19 @@ class Curves(NamedTuple):
     values: Tensor
     names: list[str]
     left_out: int
+
+
+def two_of(variables: Sequence[int]) -> tuple[int, int]:
+    """The two numbers.
+
+    Raises:
+        InvalidProblem: If they are not two.
+    """
+    if len(variables) != 2:
+        raise InvalidProblem(
+            f"`variables` must be two numbers, got {tuple(variables)}. Write variables=(0, 1)."
+        )
+    return variables[0], variables[1]
 
 
 def row_of(solution: Solution, sample: int | None) -> int:
@@ -62,7 +76,7 @@ def curves_of(
     solution: Solution,
     y: Any,  # noqa: ANN401
     sample: int | None,
-    variables: Sequence[int] | None,
+    variables: Sequence[int] | Literal["every"] | None,
 ) -> Curves:
     """Variables of a state with times in front, [K, ...] a leaf.
 
@@ -70,7 +84,7 @@ def curves_of(
         solution: Whose state it is.
         y: The state at K times.
         sample: Its row. None: the first under per-sample steps; under shared ones everything.
-        variables: Numbers of those wanted; None: the first ten.
+        variables: Numbers of those wanted; None: the first ten; `EVERY`: all.
 
     Raises:
         InvalidProblem: If there is no such sample or variable.
@@ -85,7 +99,8 @@ def curves_of(
         columns.append(flat.reshape(len(flat), -1).double())
         names += _names(of, values)
     every = torch.cat(columns, dim=1)
-    wanted = range(min(_MOST, len(names))) if variables is None else variables
+    most = len(names) if variables == EVERY else min(_MOST, len(names))
+    wanted = range(most) if variables is None or isinstance(variables, str) else variables
     for i in wanted:
         if not 0 <= i < len(names):
             raise InvalidProblem(

@@ -290,6 +290,11 @@ def _wrong(case: str) -> object:
         "latents": lambda: latent_space(torch.full((2, 2), torch.nan)),
         "labels": lambda: latent_space(torch.randn(3, 2), [1, 2]),
         "columns": lambda: latent_space(torch.randn(3, 2), variables=(0, 2)),
+        "one column": lambda: latent_space(torch.randn(3, 2), variables=(0,)),  # pyright: ignore
+        "no times": lambda: latent_space(torch.zeros(3, 0, 2)),
+        "lists": lambda: latent_space(torch.randn(3, 2), torch.zeros(3, 1)),
+        "one variable": lambda: phase_portrait(circles(), variables=(0,)),  # pyright: ignore
+        "other reference": lambda: errors(circles(), lambda t: t[:, None, None].expand(-1, 2, 1)),
     }
     return cases[case]()
 
@@ -312,6 +317,11 @@ def _wrong(case: str) -> object:
         ("latents", "must be finite"),
         ("labels", "one for each of the 3"),
         ("columns", "two of 0 to 1"),
+        ("one column", "must be two numbers"),
+        ("no times", r"states \[B, L\]"),
+        ("lists", "`labels` must be one number or word"),
+        ("one variable", "must be two numbers"),
+        ("other reference", "`reference` must return 2 variables"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_by_name(case: str, words: str) -> None:
@@ -347,3 +357,8 @@ def test_the_field_behind_a_portrait_follows_the_order_of_its_axes() -> None:
     three = solve(ODEProblem(lambda t, y: -y, torch.ones(3), [0.0, 1.0]))
     with pytest.raises(InvalidProblem, match="two real variables alone"):
         phase_portrait(three, f=f)
+
+
+def test_half_precision_can_be_drawn() -> None:
+    """NumPy, which matplotlib takes, has no bfloat16."""
+    assert vector_field(lambda t, y: -y, dtype=torch.bfloat16).collections
