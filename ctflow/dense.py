@@ -175,7 +175,7 @@ class DenseSolution:
             got = "one of torch.vmap" if is_batched(own) else repr(float(plain(own)[b, i]))
             raise InvalidProblem(
                 f"`t` must lie within [{least_t:g}, {most_t:g}]{who}, got {got} at index {i}. "
-                "Solve over a longer interval."
+                "Ask within it, or solve over a longer interval."
             )
         return own
 

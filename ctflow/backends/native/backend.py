@@ -135,7 +135,8 @@ class NativeBackend:
         y0 = layout.pack(problem.y0)
         if y0.is_inference() and not torch.is_inference_mode_enabled():
             y0 = y0.clone()  # made under inference mode, and now wanted in a graph
-        n_looks = _look(plan, field, y0)
+        moving = is_moving(times)
+        n_looks = _look(plan, field, y0, moving)
         if problem.event is not None:
             return self._hybrid(problem, solver, plan, field, y0, times)
         errors = None
@@ -146,7 +147,7 @@ class NativeBackend:
         course = KeepCourse(field, tableau) if problem.dense else None
         checkpoint = partial(checkpointed.run, errors=errors, course=course)
         differentiate = _Adjoint(solver, report) if by_adjoint else checkpoint
-        direct_only = solver.gradient == "direct" or (active() and is_moving(times))
+        direct_only = solver.gradient == "direct" or (active() and moving)
         autocast = Autocast.now(layout.device.type)
         # A cast of a parameter that an earlier solve left in autocast's cache would look captured.
         again = nullcontext() if direct_only or not autocast.enabled else autocast.again()
@@ -234,14 +235,15 @@ class NativeBackend:
         )
 
 
-def _look(plan: Integration, field: Field, y0: Tensor) -> int:
+def _look(plan: Integration, field: Field, y0: Tensor, moving: bool) -> int:
     """Refuse what an implicit method could not differentiate; how many evaluations that took."""
     if not plan.tableau.implicit:
         return 0
     start, end = plan.grid[:, 0], plan.grid[:, -1]
     t, later = (x.to(y0.dtype) for x in (start, torch.lerp(start, end, 1e-4)))
-    with torch.inference_mode(False):
-        return check_visible(plan.beside(field, after=True), t, later, y0)
+    wanted = torch.is_grad_enabled() and (y0.requires_grad or moving or None)
+    with torch.inference_mode(False):  # which turns gradients on
+        return check_visible(plan.beside(field, after=True), t, later, y0, wanted)
 
 
 def _refuse_implicit(name: str, problem: ODEProblem, solver: Solver) -> list[str]:

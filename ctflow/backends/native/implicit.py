@@ -183,7 +183,9 @@ def _refuse_transforms(x: Tensor) -> None:
         )
 
 
-def check_visible(field: FlatField, t: Tensor, later: Tensor, y: Tensor) -> int:
+def check_visible(
+    field: FlatField, t: Tensor, later: Tensor, y: Tensor, wanted: bool | None
+) -> int:
     """Raise if f depends on t or y where autograd finds no way, and its derivative would be wrong.
 
     Args:
@@ -191,6 +193,7 @@ def check_visible(field: FlatField, t: Tensor, later: Tensor, y: Tensor) -> int:
         t: Start [B], in the dtype of y.
         later: Another time of the interval, [B].
         y: State there, [B, N].
+        wanted: Whether a gradient is; None: where `f` reads a tensor that needs one.
 
     Returns:
         How many evaluations it took.
@@ -201,8 +204,10 @@ def check_visible(field: FlatField, t: Tensor, later: Tensor, y: Tensor) -> int:
         marker = sequence_number()
         dy = field(moment, place)
         _refuse_transforms(dy)
-        reached = [x for x in boundary(dy, marker) if x is moment or x is place]
-    n_again = _check_twice(field, t, y, dy, place) if torch.is_grad_enabled() else 0
+        every = list(boundary(dy, marker))
+    reached = [x for x in every if x is moment or x is place]
+    wanted = len(every) > len(reached) if wanted is None else wanted
+    n_again = _check_twice(field, t, y, dy, place) if wanted else 0
     shift = torch.finfo(y.dtype).eps ** 0.5 * (1 + y.detach().abs())
     moves = {"y": (t, y.detach() + shift), "t": (later, y.detach())}
     unseen = [name for name, x in (("y", place), ("t", moment)) if not any(x is r for r in reached)]
@@ -218,6 +223,16 @@ def check_visible(field: FlatField, t: Tensor, later: Tensor, y: Tensor) -> int:
     return 1 + len(unseen) + n_again
 
 
+_TWICE = (
+    "an implicit method needs df/dy with a derivative of its own for gradients, got an `f` whose "
+    "backward pass autograd cannot follow"
+)
+_INSTEAD = (
+    "Write it in torch operations that can be differentiated twice, solve under torch.no_grad(), "
+    "or use an explicit method."
+)
+
+
 def _check_twice(field: FlatField, t: Tensor, y: Tensor, dy: Tensor, place: Tensor) -> int:
     """Raise if df/dy moves with y where autograd finds no way: a backward that cannot be derived.
 
@@ -226,7 +241,13 @@ def _check_twice(field: FlatField, t: Tensor, y: Tensor, dy: Tensor, place: Tens
     if not dy.requires_grad:
         return 0
     slope = _slope(dy, place, create=True)
-    if slope is None or slope.requires_grad:
+    if slope is None:
+        return 0
+    if slope.requires_grad:
+        try:
+            torch.autograd.grad(slope.sum(), place, allow_unused=True)
+        except RuntimeError as error:  # fused attention, for one
+            raise InvalidProblem(f"{_TWICE} ({error}). {_INSTEAD}") from error
         return 0
     eps, here = torch.finfo(y.dtype).eps, y.detach()
     moved: list[float] = []
@@ -237,11 +258,7 @@ def _check_twice(field: FlatField, t: Tensor, y: Tensor, dy: Tensor, place: Tens
         moved.append(0.0 if there is None else float((there - slope).norm()))
     smooth = 0.25 * moved[0] < moved[1] < 0.75 * moved[0]  # and not the step of a kink
     if smooth and moved[0] > eps**0.5 * (1 + float(slope.norm())):
-        raise InvalidProblem(
-            "an implicit method needs df/dy with a derivative of its own for gradients, got an `f` "
-            "whose backward pass autograd cannot follow (once_differentiable, NumPy, `detach`). "
-            "Write it in torch operations, solve under torch.no_grad(), or use an explicit method."
-        )
+        raise InvalidProblem(f"{_TWICE} (once_differentiable, NumPy, `detach`). {_INSTEAD}")
     return 2
 
 

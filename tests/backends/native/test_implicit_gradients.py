@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 from torch.autograd.functional import hessian
 
-from ctflow import ODEProblem, Solver, odeint, odeint_dense, solve
+from ctflow import InvalidProblem, ODEProblem, Solver, odeint, odeint_dense, solve
 from ctflow.backends.native.implicit import linearise
 from ctflow.backends.protocol import Coupling, Gradient
 from tests.backends.native.test_finite_differences import check_against_differences
@@ -164,3 +165,61 @@ def test_the_derivatives_are_those_of_f_row_by_row() -> None:
     assert found.by_t is not None
     check_close(found.by_t, torch.cos(t)[:, None] * y * y.sum(1, keepdim=True), rtol=1e-12)
     assert linearise(lambda _, y: -y, t, y).by_t is None
+
+
+class Square(torch.autograd.Function):
+    """-y^2, whose backward pass can itself not be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(y)
+        return -(y.detach() ** 2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ANN401
+        (y,) = ctx.saved_tensors
+        return -2 * y * gradients[0]
+
+
+def attention(t: Tensor, y: Tensor) -> Tensor:
+    """Fused on a CPU, with a backward pass that has no derivative."""
+    rows = y.reshape(1, 1, 4, 2)
+    return torch.nn.functional.scaled_dot_product_attention(rows, rows, rows).reshape(4, 2) - y
+
+
+@pytest.mark.parametrize("f", [lambda t, y: Square.apply(y), attention], ids=["once", "attention"])
+def test_an_f_that_can_be_differentiated_once_is_refused_where_a_gradient_is_wanted(
+    f: Any,  # noqa: ANN401
+) -> None:
+    """Its Jacobian would be a constant to autograd, and the gradient wrong; values are right."""
+    y0 = torch.linspace(0.5, 2, 8, dtype=torch.float64).reshape(4, 2).requires_grad_()
+    with pytest.raises(InvalidProblem, match="derivative of its own"):
+        odeint(f, y0, [0.0, 1.0], method="rodas5p")
+    with torch.no_grad():
+        ours = odeint(f, y0, [0.0, 1.0], method="rodas5p", rtol=1e-8, atol=1e-8)
+        theirs = odeint(f, y0, [0.0, 1.0], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed"])
+def test_a_kink_is_no_missing_derivative(gradient: str) -> None:
+    """Piecewise linear fields are taken, also at their kink."""
+    y0 = torch.tensor([0.0, 1e-5, 1.0], dtype=torch.float64, requires_grad=True)
+    y = odeint(
+        lambda t, y: torch.where(y > 0, -y, -3.0 * y), y0, [0.0, 1.0], method="rodas5p",
+        gradient=gradient,
+    )  # fmt: skip
+    (found,) = torch.autograd.grad(y[-1, 2], y0)
+    assert abs(float(found[2]) - math.exp(-1)) < 1e-6
+
+
+def test_a_parameter_alone_wants_a_gradient_too() -> None:
+    """And an `f` without any is solved as it is."""
+    y0, scale = torch.ones(3, dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    odeint(lambda t, y: scale * Square.apply(y), y0, [0.0, 1.0], method="rodas5p")
+    scale.requires_grad_()
+    with pytest.raises(InvalidProblem, match="derivative of its own"):
+        odeint(
+            lambda t, y: scale.detach() * Square.apply(y) + scale, y0, [0, 1.0], method="rodas5p"
+        )
