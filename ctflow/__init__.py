@@ -2,7 +2,8 @@
 
 from ctflow.api import compile_ahead, odeint, odeint_dense, odeint_event, solve
 from ctflow.api_sde import sdeint, solve_sde
-from ctflow.backends.protocol import Controller, Solver, Tolerances
+from ctflow.backends.controller import Controller
+from ctflow.backends.protocol import Solver, Tolerances
 from ctflow.dense import DenseSolution
 from ctflow.errors import (
     BackendUnavailable,
