@@ -7,7 +7,6 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ctflow.backends.captures import Autocast
 from ctflow.backends.compiled.adjoint import Adjoint
@@ -30,6 +29,7 @@ from ctflow.errors import Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import GradientReport, Solution, Stats
 from ctflow.state import Layout, leaves_of
+from ctflow.transforms import touched
 
 __all__ = ["CompiledBackend"]
 
@@ -193,15 +193,9 @@ def _without_gradient(job: Job, y0: Tensor) -> tuple[Found, Tensor]:
 
 
 def _refuse_transforms(problem: ODEProblem, reads: Reads) -> None:
-    """Programs know nothing of functorch's wrappers or of tangents."""
-    if torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0:  # pyright: ignore
-        return
-    tensors = [*leaves_of(problem.y0), problem.t, *reads.tensors]
-    for x in tensors:
-        if torch._C._functorch.is_functorch_wrapped_tensor(x) or (  # pyright: ignore
-            forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None  # pyright: ignore
-        ):
-            raise Unsupported(
-                "backend 'compiled' cannot be used under torch.func transforms or in forward mode. "
-                "Use backend='native' with gradient='direct'."
-            )
+    """Programs know nothing of functorch's wrappers or of tangents, in what `f` reads neither."""
+    if touched((*leaves_of(problem.y0), problem.t, *reads.tensors)):
+        raise Unsupported(
+            "backend 'compiled' cannot be used under torch.func transforms or in forward mode. "
+            "Use backend='native' with gradient='direct'."
+        )

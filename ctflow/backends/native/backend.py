@@ -255,6 +255,11 @@ def _refuse_implicit(name: str, problem: ODEProblem, solver: Solver) -> list[str
             "adjoint rebuilds the state backwards in time: no step size gives a right gradient; "
             "take gradient='checkpointed' or 'direct'"
         )
+    if active():
+        reasons.append(
+            f"method={name!r} differentiates `f` itself, which torch.func transforms and forward "
+            "mode would not see; backward() and torch.autograd.grad work"
+        )
     dtype = leaves_of(problem.y0)[0].dtype
     if dtype in (torch.float16, torch.bfloat16):
         reasons.append(

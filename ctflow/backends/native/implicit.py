@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ctflow.backends.captures import boundary, sequence_number
 from ctflow.backends.jacobian import rows_of
 from ctflow.backends.native.rosenbrock import Rosenbrock
 from ctflow.backends.native.step import FlatField, Step, combine, stage_times
-from ctflow.errors import InvalidProblem, Unsupported
+from ctflow.errors import InvalidProblem
 
 __all__ = ["Linearised", "check_visible", "linearise", "rosenbrock_step"]
 
@@ -87,21 +86,16 @@ def linearise(field: FlatField, t: Tensor, y: Tensor) -> Linearised:
         t: Times [B], in the dtype of y.
         y: States [B, N].
 
-    Raises:
-        Unsupported: In forward mode and under torch.func transforms.
-
     Cost:
         One evaluation and N vector-Jacobian products.
     """
     recorded = torch.is_grad_enabled()
-    _refuse_transforms(y)
     with torch.enable_grad():
         moment = t.detach().clone().requires_grad_()
         # A name of its own for what f gets: df/dy must not see other ways from y to what f reads.
         place = y.view_as(y) if recorded and y.requires_grad else _leaf(y)
         marker = sequence_number()
         dy = field(moment, place)
-        _refuse_transforms(dy)
         wanted = recorded and (
             y.requires_grad or any(x is not moment and x is not place for x in boundary(dy, marker))
         )
@@ -173,16 +167,6 @@ def _detached(x: Tensor | None) -> Any:  # noqa: ANN401
     return None if x is None else x.detach()
 
 
-def _refuse_transforms(x: Tensor) -> None:
-    transforming = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore
-    if transforming or forward_ad.unpack_dual(x).tangent is not None:
-        raise Unsupported(
-            "an implicit method cannot be used under torch.func transforms or in forward mode, "
-            "since it differentiates `f` itself. Use backward() or torch.autograd.grad, or an "
-            "explicit method."
-        )
-
-
 def check_visible(
     field: FlatField, t: Tensor, later: Tensor, y: Tensor, wanted: bool | None
 ) -> int:
@@ -198,12 +182,10 @@ def check_visible(
     Returns:
         How many evaluations it took.
     """
-    _refuse_transforms(y)
     with torch.enable_grad():
         moment, place = t.detach().clone().requires_grad_(), _leaf(y)
         marker = sequence_number()
         dy = field(moment, place)
-        _refuse_transforms(dy)
         every = list(boundary(dy, marker))
     reached = [x for x in every if x is moment or x is place]
     wanted = len(every) > len(reached) if wanted is None else wanted

@@ -7,7 +7,6 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ctflow.backends.field import Field
 from ctflow.backends.protocol import Feature, Solver, resolved
@@ -20,6 +19,7 @@ from ctflow.errors import Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, Solution, Stats, Status
 from ctflow.state import Layout
+from ctflow.transforms import active
 
 __all__ = ["TorchdiffeqBackend"]
 
@@ -117,8 +117,7 @@ class TorchdiffeqBackend:
 
 def _check_untransformed() -> None:
     """Refuse what would fail deep inside torchdiffeq, or lose the tangents of the times."""
-    stack = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore
-    if stack is not None or forward_ad._current_level >= 0:  # pyright: ignore
+    if active():
         raise Unsupported(
             "backend 'torchdiffeq' cannot be used under torch.func transforms or forward-mode "
             "differentiation, which its steps do not support. Use backend='native' with "
