@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
@@ -55,6 +56,9 @@ def joined() -> Generator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        # gloo's own threads live on, and may still be letting go of the last tensors; one that
+        # does so while the interpreter ends aborts the process ("terminate called without ...").
+        time.sleep(0.2)
 
 
 def world() -> int:
