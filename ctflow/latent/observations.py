@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import InvalidProblem
+from ctflow.state import widest
 
 __all__ = ["Observations", "pad"]
 
@@ -57,8 +58,7 @@ class Observations:
             mask = torch.ones_like(self.x, dtype=torch.bool)
         elif mask.dim() == 2:
             mask = mask.unsqueeze(-1).expand_as(self.x)
-        t = self.t.to(self.x.device)
-        t = t.float() if t.device.type == "mps" else t.double()
+        t = self.t.to(self.x.device, widest(self.x.device))
         rows = mask.any(dim=2)
         if t.dim() == 2:
             t = torch.where(rows, t, 0.0)
