@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ctflow.backends.native.trees import Condition, conditions
+from ctflow.backends.trees import Condition, conditions
 from ctflow.errors import InvalidProblem
 
 __all__ = ["Tableau"]
@@ -15,9 +15,9 @@ __all__ = ["Tableau"]
 _TOLERANCE = 1e-12  # published coefficients carry 15 digits or more
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tableau:
-    """One explicit Runge-Kutta method.
+    """One explicit Runge-Kutta method, for `Solver(method=...)`.
 
     Stages  k_i = f(t + c_i h, y + h sum_j a_ij k_j),  step  y1 = y + h sum_i b_i k_i,  error
     estimate  h sum_i e_i k_i,  inside the step  y(t + s h) = y + h sum_i k_i sum_j p_ij s^(j+1).
@@ -52,9 +52,18 @@ class Tableau:
         (order conditions), II.6 (continuous extensions) and II.10 (the error of DOP853).
 
     Example:
-        >>> from ctflow.backends.native.methods import METHODS
-        >>> METHODS["dopri5"].stages, METHODS["dopri5"].fsal
-        (7, True)
+        >>> from ctflow import Solver, Tableau
+        >>> heun3 = Tableau(
+        ...     name="heun3",
+        ...     order=3,
+        ...     c=(0.0, 1 / 3, 2 / 3),
+        ...     a=((), (1 / 3,), (0.0, 2 / 3)),
+        ...     b=(1 / 4, 0.0, 3 / 4),
+        ...     p=((1.0, -3 / 4), (0.0, 0.0), (0.0, 3 / 4)),
+        ...     source="Heun 1900",
+        ... )
+        >>> Solver(method=heun3, step=0.1)
+        Solver(backend='native', method=Tableau('heun3'), step=0.1)
     """
 
     name: str
@@ -87,6 +96,14 @@ class Tableau:
             self._require(_zero(math.fsum(row) - b[i]), f"row {i} of p to sum to b[{i}]")
         self._require(_zero(math.fsum(row[0] for row in self.p) - 1), "p to start with slope 1")
         self._check_lower_orders()
+
+    def __str__(self) -> str:
+        """Its name, as statistics and tables have it."""
+        return self.name
+
+    def __repr__(self) -> str:
+        """Its name, without the coefficients."""
+        return f"Tableau({self.name!r})"
 
     def __hash__(self) -> int:
         """By name and nodes: methods are looked up at every solve."""
