@@ -21,7 +21,7 @@ from ctflow import (
     solve,
     solve_sde,
 )
-from ctflow.backends.native.backend import NativeBackend
+from ctflow.backends import get
 from ctflow.event import Event
 from ctflow.testing import run_backend_conformance
 from tests.problems import FLOAT, decay
@@ -128,7 +128,7 @@ def test_stochastic_equations_refuse_it() -> None:
 def test_two_tableaus_at_once_are_refused() -> None:
     """One in the backend, another in the settings: neither is taken in silence."""
     with pytest.raises(Unsupported, match=r"its own `tableau` stands in the place of method="):
-        solve(problem(), Solver(NativeBackend(tableau=HEUN3), method=HEUN3))
+        solve(problem(), Solver(replace(get("native"), tableau=HEUN3), method=HEUN3))
 
 
 def test_a_wrong_coefficient_is_refused_when_it_is_made() -> None:
@@ -149,4 +149,4 @@ def test_the_compiled_backend_takes_it() -> None:
 @pytest.mark.slow
 def test_native_conforms_with_it() -> None:
     """Every demand on a backend, with this method in place of dopri5."""
-    run_backend_conformance(NativeBackend(tableau=HEUN3), examples=4)
+    run_backend_conformance("native", method=HEUN3, examples=4)
