@@ -1,0 +1,113 @@
+"""The documentation's site: its drawing, its hooks, and that it is built strictly."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+CONFIG = """
+site_name: trial
+docs_dir: {docs}
+use_directory_urls: false
+theme: {{name: mkdocs}}
+plugins: []
+hooks: [{hooks}]
+markdown_extensions:
+  - pymdownx.arithmatex: {{generic: true}}
+not_in_nav: "*"
+validation: {{links: {{not_found: warn}}}}
+"""
+
+
+def build(folder: Path, **pages: str) -> subprocess.CompletedProcess[str]:
+    """Build a small site strictly, with our hooks, from pages that stand where docs/ does."""
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("latex2mathml")
+    tree = folder / "tree"
+    (tree / "docs").mkdir(parents=True)
+    (tree / ".ci").mkdir()
+    (tree / ".ci/site.py").write_text((ROOT / ".ci/site.py").read_text())
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
+        (tree / name).write_text(f"# {name}\n")
+    (tree / "module.py").write_text("answer = 42\n")
+    (tree / "other.md").write_text("# Other\n\n[module](module.py)\n")
+    for name, text in pages.items():
+        (tree / f"docs/{name}.md").write_text(text)
+    (tree / "mkdocs.yml").write_text(CONFIG.format(docs="docs", hooks=".ci/site.py"))
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", "site"]
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+
+
+def test_the_drawing_is_that_of_its_script() -> None:
+    """What is committed is what `solve_path.py` draws."""
+    drawn = runpy.run_path(str(DOCS / "figures/solve_path.py"))["drawing"]()
+    assert drawn == (DOCS / "figures/solve_path.svg").read_text()
+
+
+def test_every_page_stands_in_the_navigation() -> None:
+    """A page that nobody finds is no page."""
+    navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1].split("\nnot_in_nav")[0]
+    named = set(re.findall(r"([\w/]+\.md)$", navigation, re.MULTILINE))
+    pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+    notebooks = {f"notebooks/{path.stem}.md" for path in (DOCS / "notebooks").glob("*.ipynb")}
+    assert {name for name in named if not name.startswith("source/")} == pages | notebooks
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "ctflow", "ctflow.errors", "ctflow.dynamics", "ctflow.flows", "ctflow.latent",
+        "ctflow.testing", "ctflow.testing.strategies", "ctflow.plotting", "ctflow.backends",
+    ],
+)  # fmt: skip
+def test_the_reference_has_every_public_name(module: str) -> None:
+    """By the name itself, or with its whole module."""
+    if module.endswith("strategies"):
+        pytest.importorskip("hypothesis")
+    shown = re.findall(
+        r"^::: ([\w.]+)(?:\n +options: \{(.*)\})?",
+        "\n".join(path.read_text() for path in (DOCS / "api").glob("*.md")),
+        re.MULTILINE,
+    )
+    whole = {name for name, options in shown if "members" not in options}
+    single = {name.rsplit(".", 1)[-1] for name, _ in shown}
+    for _, options in shown:
+        chosen = re.search(r"members: \[(.*?)\]", options)
+        single |= set(chosen[1].split(", ")) if chosen else set()
+    names = set(importlib.import_module(module).__all__)
+    single |= set(importlib.import_module("ctflow.errors").__all__)  # some of them are `ctflow`'s
+    assert module in whole or names <= single, sorted(names - single)
+
+
+def test_a_link_out_of_the_pages_leads_to_the_file(tmp_path: Path) -> None:
+    """A listing for code, a page for a page, and what that one links to."""
+    made = build(tmp_path, index="# Trial\n\n[code](../module.py#L1), [other](../other.md)\n")
+    assert made.returncode == 0, made.stdout + made.stderr
+    site = tmp_path / "tree/site"
+    assert 'href="source/module.py.html' in (site / "index.html").read_text()
+    assert "answer = 42" in (site / "source/module.py.html").read_text()
+    assert 'href="module.py.html"' in (site / "source/other.html").read_text()
+
+
+def test_a_broken_link_fails_the_build(tmp_path: Path) -> None:
+    """As it would in the source tree."""
+    made = build(tmp_path, index="# Trial\n\n[code](../missing.py)\n")
+    assert made.returncode != 0
+    assert "missing.py" in made.stdout + made.stderr
+
+
+def test_formulas_need_no_script(tmp_path: Path) -> None:
+    """They are MathML in the page."""
+    made = build(tmp_path, index="# Trial\n\n$$\\frac{a}{b} < c$$\n")
+    assert made.returncode == 0, made.stdout + made.stderr
+    page = (tmp_path / "tree/site/index.html").read_text()
+    assert "<mfrac>" in page
+    assert "arithmatex" not in page
