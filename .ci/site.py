@@ -1,16 +1,19 @@
-"""Hooks of mkdocs: links that leave docs/, notebooks as pages, formulas without JavaScript.
+"""Hooks of mkdocs: links out of docs/, notebooks, formulas, and a reference without gaps.
 
 A page may link to any file of the source tree, as one who reads it there would follow it. The site
 gets that file too, below `source/`: pictures and pages as they are, everything else as a listing.
-A link to what does not exist stays as it is, and `mkdocs build --strict` fails on it.
+A link to what does not exist stays as it is, and `mkdocs build --strict` fails on it. So does a
+public name that the reference does not show.
 """
 
 from __future__ import annotations
 
+import ast
 import html
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from posixpath import relpath
@@ -18,6 +21,7 @@ from typing import Any
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -28,6 +32,8 @@ SOURCE = "source"
 FENCE = re.compile(r"^ *(```+|~~~+).*?^ *\1 *$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(\]\()([^()\s#:]+)(#[^()\s]*)?(\))")  # no address of the web, which has a colon
 FORMULA = re.compile(r'<(div|span) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', re.DOTALL)
+PUBLIC = ("*/__init__.py", "__init__.py", "errors.py", "sde.py", "solution.py", "state.py")
+COMMAND_LINE = "cli/__init__.py"
 AS_THEY_ARE = {".png", ".gif", ".svg", ".html"}
 
 originals: dict[str, Path] = {}
@@ -60,7 +66,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:  # noqa: ANN40
 
     def moved(link: re.Match[str]) -> str:
         target = _resolved(folder, link[2])
-        if target is None:
+        if target is None or _name(target) == here:  # a notebook's page offers the notebook itself
             return link[0]
         return link[1] + relpath(_name(target), str(Path(here).parent)) + (link[3] or "") + link[4]
 
@@ -75,6 +81,41 @@ def on_page_content(content: str, **_: Any) -> str:  # noqa: ANN401
         ),
         content,
     )
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Refuse a reference in which a public name is missing."""
+    if "mkdocstrings" not in config.plugins:
+        return
+    inventory = (Path(config.site_dir) / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    shown = {line.split(" ")[0] for line in zlib.decompress(inventory).decode().splitlines()}
+    missing = missing_names(ROOT / "ctflow", shown)
+    if missing:
+        raise PluginError(
+            f"public names that the reference does not show: {', '.join(missing)}. "
+            "Write a docstring, or add them to a page below docs/api/."
+        )
+
+
+def missing_names(package: Path, shown: set[str]) -> list[str]:
+    """Names in the `__all__` of a public module that stand under no name of the inventory."""
+    tails = {name.rsplit(".", 1)[-1] for name in shown}
+    modules = sorted({path for pattern in PUBLIC for path in package.glob(pattern)})
+    return [
+        f"{path.relative_to(package.parent)}: {name}"
+        for path in modules
+        if not path.as_posix().endswith(COMMAND_LINE)
+        for name in _all_of(path)
+        if name not in tails
+    ]
+
+
+def _all_of(path: Path) -> list[str]:
+    """The names in a module's `__all__`."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return []
 
 
 def _targets(markdown: str, folder: Path) -> Iterator[Path]:
@@ -94,7 +135,8 @@ def _resolved(folder: Path, link: str) -> Path | None:
 def _name(path: Path) -> str:
     """What a file of the source tree is called in the site."""
     if path.is_relative_to(DOCS):
-        return path.relative_to(DOCS).as_posix()
+        shown = path.with_suffix(".md") if path.suffix == ".ipynb" else path
+        return shown.relative_to(DOCS).as_posix()
     listed = "" if path.suffix in {".md", *AS_THEY_ARE} else ".md"
     return f"{SOURCE}/{path.relative_to(ROOT).as_posix()}{listed}"
 

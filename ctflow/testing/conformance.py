@@ -169,6 +169,7 @@ def run_backend_conformance(
 
 
 inspect_backend = reporting(run_backend_conformance)
+"""The report of `run_backend_conformance`, whatever it says; takes its arguments."""
 
 
 def _look(bench: Bench, demand: _Demand, routes: Iterable[Solver]) -> Finding:

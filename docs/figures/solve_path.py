@@ -72,7 +72,7 @@ def drawing() -> str:
         arrow((middle, 246), (middle, 300)),
         frame(20, 268, 560, 440, "backend.solve (native)"),
         box(130, 302, 340, 46, DONE, "pack", "a state of any structure becomes [B, N]"),
-        arrow((middle, 348), (middle, 394)),
+        arrow((middle, 348), (middle, 361)),
         frame(40, 362, 520, 236, "gradient method: direct, checkpointed, adjoint"),
         box(60, 396, 480, 46, STEP, "step", "stages of f; y1 and an estimate of its error"),
         arrow((middle, 442), (middle, 458)),
