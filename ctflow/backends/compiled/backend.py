@@ -79,7 +79,7 @@ class CompiledBackend:
         method = self.tableau or method_of(solver)
         if method is not None and method.implicit:
             reasons.append(
-                f"method={solver.method!r} is implicit, and it compiles explicit ones; use "
+                f"method={method.name!r} is implicit, and it compiles explicit ones; use "
                 "backend='native'"
             )
         seminorm = solver.backward is not None and solver.backward.norm == "seminorm"
