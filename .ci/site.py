@@ -68,7 +68,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:  # noqa: ANN40
         target = _resolved(folder, link[2])
         if target is None or _name(target) == here:  # a notebook's page offers the notebook itself
             return link[0]
-        return link[1] + relpath(_name(target), str(Path(here).parent)) + (link[3] or "") + link[4]
+        place = link[3] if target.suffix == ".md" and link[3] else ""  # a listing has no lines
+        return link[1] + relpath(_name(target), str(Path(here).parent)) + place + link[4]
 
     return _outside_code(markdown, lambda text: LINK.sub(moved, text))
 

@@ -22,7 +22,7 @@ hooks: [{hooks}]
 markdown_extensions:
   - pymdownx.arithmatex: {{generic: true}}
 not_in_nav: "*"
-validation: {{links: {{not_found: warn}}}}
+validation: {{links: {{not_found: warn, anchors: warn}}}}
 """
 
 
@@ -77,7 +77,7 @@ def test_a_link_out_of_the_pages_leads_to_the_file(tmp_path: Path) -> None:
     made = build(tmp_path, index="# Trial\n\n[code](../module.py#L1), [other](../other.md)\n")
     assert made.returncode == 0, made.stdout + made.stderr
     site = tmp_path / "tree/site"
-    assert 'href="source/module.py.html' in (site / "index.html").read_text()
+    assert 'href="source/module.py.html"' in (site / "index.html").read_text()
     assert "answer = 42" in (site / "source/module.py.html").read_text()
     assert 'href="module.py.html"' in (site / "source/other.html").read_text()
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ctflow.backends.trees import Condition, conditions
 from ctflow.errors import InvalidProblem
@@ -82,6 +82,7 @@ class Tableau:
 
     def __post_init__(self) -> None:
         """Check the algebra."""
+        self._keep_numbers()
         self._check_lengths()
         for i, row in enumerate(self.a):
             self._require(_zero(math.fsum(row) - self.c[i]), f"row {i} of a to sum to c[{i}]")
@@ -144,6 +145,24 @@ class Tableau:
             x.append(1 + z * sum((u * v for u, v in zip(row, x, strict=True)), 0j))
         return 1 + z * sum((u * v for u, v in zip(self.b, x, strict=True)), 0j)
 
+    def _keep_numbers(self) -> None:
+        """Make tuples of plain numbers of lists, arrays and tensors; refuse everything else."""
+        for name, least in (("order", 1), ("error_order", 0), ("dense_order", 0)):
+            value = getattr(self, name)
+            known = value is None and name != "order"
+            whole = type(value) is int and value >= least
+            self._require(known or whole, f"a whole number from {least} on as {name}")
+        for name in ("c", "b", "e", "e_low"):
+            self._keep(name, lambda row: row if row is None else _numbers(row))
+        for name in ("a", "p"):
+            self._keep(name, lambda rows: tuple(_numbers(row) for row in rows))
+
+    def _keep(self, name: str, plain: Callable[[Any], object]) -> None:
+        try:
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        except (TypeError, ValueError):
+            self._require(False, f"finite numbers in {name}")
+
     def _check_lengths(self) -> None:
         s = len(self.b)
         fit = (
@@ -178,6 +197,14 @@ class Tableau:
                 f"tableau {self.name!r} must have {what}, which does not hold. "
                 "Check its coefficients against the source."
             )
+
+
+def _numbers(row: Sequence[float]) -> tuple[float, ...]:
+    """Plain floats, all finite."""
+    found = tuple(float(x) for x in row)
+    if not all(math.isfinite(x) for x in found):
+        raise ValueError
+    return found
 
 
 def _holds(one: Condition, weights: Sequence[float], value: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -135,6 +136,40 @@ def test_a_wrong_coefficient_is_refused_when_it_is_made() -> None:
     """With the condition that does not hold."""
     with pytest.raises(InvalidProblem, match=r"'heun3' must have the order condition"):
         replace(HEUN3, b=(1 / 3, 0.0, 2 / 3), p=((1.0, -2 / 3), (0.0, 0.0), (0.0, 2 / 3)))
+
+
+def test_lists_arrays_and_tensors_will_do() -> None:
+    """They become tuples of plain numbers, so that the method can be looked up."""
+    asked = replace(
+        HEUN3,
+        c=list(HEUN3.c),
+        a=[list(row) for row in HEUN3.a],
+        b=torch.tensor(HEUN3.b, dtype=FLOAT),
+        p=np.array(HEUN3.p),
+    )
+    assert asked == HEUN3
+    assert hash(asked) == hash(HEUN3)
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "text": ({"b": ("1/4", 0.0, 3 / 4)}, "finite numbers in b"),
+    "NaN": ({"c": (0.0, float("nan"), 2 / 3)}, "finite numbers in c"),
+    "a flat matrix": ({"a": (0.0, 1 / 3, 2 / 3)}, "finite numbers in a"),
+    "no p": ({"p": None}, "finite numbers in p"),
+    "a missing row": ({"a": ((), (1 / 3,))}, "lengths that fit"),
+    "order 0": ({"order": 0}, "a whole number from 1 on as order"),
+    "order as text": ({"order": "3"}, "a whole number from 1 on as order"),
+    "too high an order": ({"order": 30}, r"the order condition sum b"),
+    "half an order": ({"error_order": 1.5}, "a whole number from 0 on as error_order"),
+    "a dense order that is none": ({"dense_order": 3}, "an interpolant of order 3"),
+}
+
+
+@pytest.mark.parametrize(("changed", "message"), BAD.values(), ids=BAD.keys())
+def test_a_table_that_makes_no_sense_is_refused(changed: dict[str, Any], message: str) -> None:
+    """By name, whatever is wrong with it."""
+    with pytest.raises(InvalidProblem, match=f"tableau 'heun3' must have {message}"):
+        replace(HEUN3, **changed)
 
 
 @pytest.mark.slow
