@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -96,3 +100,49 @@ def test_formulas_need_no_script(tmp_path: Path) -> None:
     page = (tmp_path / "tree/site/index.html").read_text()
     assert "<mfrac>" in page
     assert "arithmatex" not in page
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FRAME = """<pre id="out"></pre><script>
+(async () => {
+  const found = [];
+  for (const width of [390, 1440]) for (const page of PAGES) {
+    const frame = document.createElement("iframe");
+    frame.style.cssText = `border: 0; height: 900px; width: ${width}px`;
+    frame.src = page;
+    document.body.append(frame);
+    await new Promise((done) => { frame.onload = done; });
+    await new Promise((done) => setTimeout(done, 50));
+    const inside = frame.contentDocument, root = inside.documentElement;
+    const images = [...inside.images].filter((x) => x.complete && !x.naturalWidth);
+    if (root.scrollWidth > root.clientWidth || images.length)
+      found.push([page, width, root.scrollWidth, images.length]);
+    frame.remove();
+  }
+  document.getElementById("out").textContent = JSON.stringify({found});
+})();
+</script>"""
+
+
+@pytest.mark.slow
+def test_every_page_fits_a_phone_and_a_desk(tmp_path: Path) -> None:
+    """At 390 and 1440 px nothing is wider than the window, and no picture is missing."""
+    pytest.importorskip("mkdocs")
+    browser = os.environ.get("CTFLOW_BROWSER") or next(
+        filter(None, map(shutil.which, BROWSERS)), ""
+    )
+    if not browser:
+        pytest.skip("no browser: none of " + ", ".join(BROWSERS) + ", nor CTFLOW_BROWSER")
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    pages = [path.as_uri() for path in sorted(site.rglob("*.html")) if "results" not in path.parts]
+    frame = tmp_path / "frame.html"
+    frame.write_text(FRAME.replace("PAGES", json.dumps(pages)))
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    flags += ["--virtual-time-budget=120000", "--window-size=1500,1000"]
+    flags += [f"--user-data-dir={tmp_path}/user", "--dump-dom", frame.as_uri()]
+    shown = subprocess.run([browser, *flags], capture_output=True, text=True, check=True).stdout
+    answer = re.search(r"<pre id=\"out\">(.*?)</pre>", shown)
+    assert answer is not None, shown[-1000:]
+    assert json.loads(unescape(answer[1])) == {"found": []}
