@@ -11,7 +11,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # What a page needs beside ctflow's own requirements.
-NEEDS = {"docs/plotting.md": "matplotlib", "docs/tutorials/ode_net.md": "sklearn"}
+NEEDS = {
+    "docs/migration/from_torchode.md": "torchode",
+    "docs/plotting.md": "matplotlib",
+    "docs/tutorials/ode_net.md": "sklearn",
+}
 # The whole line that opens a block must be "```python": any other is shown and not run.
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
