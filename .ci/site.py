@@ -30,7 +30,8 @@ DOCS = ROOT / "docs"
 SOURCE = "source"
 
 FENCE = re.compile(r"^ *(```+|~~~+).*?^ *\1 *$", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"(\]\()([^()\s#:]+)(#[^()\s]*)?(\))")  # no address of the web, which has a colon
+# No address of the web, which has a colon; a title may follow.
+LINK = re.compile(r"(\]\()([^()\s#:]+)(#[^()\s]*)?((?:\s+\"[^\"]*\")?\))")
 FORMULA = re.compile(r'<(div|span) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', re.DOTALL)
 PUBLIC = ("*/__init__.py", "__init__.py", "errors.py", "sde.py", "solution.py", "state.py")
 COMMAND_LINE = "cli/__init__.py"

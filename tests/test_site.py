@@ -78,7 +78,9 @@ def test_a_public_name_without_a_place_in_the_reference_is_noticed(tmp_path: Pat
 
 def test_a_link_out_of_the_pages_leads_to_the_file(tmp_path: Path) -> None:
     """A listing for code, a page for a page, and what that one links to."""
-    made = build(tmp_path, index="# Trial\n\n[code](../module.py#L1), [other](../other.md)\n")
+    made = build(
+        tmp_path, index='# Trial\n\n[code](../module.py#L1 "a title"), [other](../other.md)\n'
+    )
     assert made.returncode == 0, made.stdout + made.stderr
     site = tmp_path / "tree/site"
     assert 'href="source/module.py.html"' in (site / "index.html").read_text()
