@@ -43,4 +43,4 @@ __all__ = [
     "solve_sde",
 ]
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
