@@ -30,6 +30,8 @@ def test_every_block_of_a_document_runs_in_order(document: Path) -> None:
     """The blocks of one document share their names, as a reader who types them in would see."""
     if document.stem == "plotting":
         pytest.importorskip("matplotlib").use("Agg")  # no windows
+    if document.stem == "from_torchode":
+        pytest.importorskip("torchode")
     _run_blocks(document.read_text(), document)
 
 
