@@ -47,6 +47,15 @@ def test_the_comparison_says_no_and_part_too() -> None:
     assert counts["part"] >= 5
 
 
+def test_every_citation_of_the_paper_has_an_entry_and_the_other_way_round() -> None:
+    """By the keys of docs/paper.bib."""
+    docs = ROOT / "docs"
+    cited = set(re.findall(r"@(\w+)", (docs / "paper.md").read_text()))
+    entries = re.findall(r"^@\w+\{(\w+),$", (docs / "paper.bib").read_text(), re.MULTILINE)
+    assert cited == set(entries)
+    assert len(entries) == len(cited)
+
+
 def test_a_link_that_leads_nowhere_is_noticed(tmp_path: Path) -> None:
     """A file, a heading and a test that are not there."""
     (tmp_path / "there.md").write_text("# One's *own* `title`\n")
