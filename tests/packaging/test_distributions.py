@@ -1,4 +1,4 @@
-"""Wheel and sdist: what they hold, what an index would say of them, and a first use of the wheel."""
+"""Wheel and sdist: what they hold, what an index would say, and a first use of the wheel."""
 
 from __future__ import annotations
 
