@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -51,6 +53,18 @@ def test_torch_may_be_older_than_the_pin() -> None:
     """The pin is what we test with; the requirement is what we support."""
     assert "torch>=2.11" in PROJECT["dependencies"]
     assert PROJECT["requires-python"] == ">=3.11"
+
+
+def test_the_lower_end_can_be_written_as_pins() -> None:
+    """Every runtime requirement has one lower bound, which the release's checks install."""
+    command = [sys.executable, str(ROOT / ".ci" / "lowest_versions.py"), "testing"]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    texts = [*PROJECT["dependencies"], *EXTRAS["testing"]]
+    pins = [Requirement(line) for line in result.stdout.split()]
+    assert [pin.name for pin in pins] == [Requirement(text).name for text in texts]
+    for pin, text in zip(pins, texts, strict=True):
+        (bound,) = pin.specifier
+        assert bound.version in Requirement(text).specifier
 
 
 def test_version_and_date_are_the_same_everywhere() -> None:
