@@ -67,17 +67,60 @@ def test_an_index_would_take_both(built: Path) -> None:
     assert result.stdout.count("PASSED") == len(files) == 2
 
 
-def test_the_installed_wheel_runs_the_readmes_first_example(built: Path, tmp_path: Path) -> None:
-    """In an environment that holds the runtime dependencies, linked, and nothing else."""
-    python = _environment(tmp_path / "empty", with_pip=False)
+@pytest.fixture(scope="module")
+def python(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of an environment with the wheel installed, the runtime dependencies linked, nothing else."""
+    folder = tmp_path_factory.mktemp("user")
+    python = _environment(folder / "empty", with_pip=False)
     bare = _script("bare_environment")
-    site = Path(_run(tmp_path, python, "-c", bare.WHERE).strip())
+    site = Path(_run(folder, python, "-c", bare.WHERE).strip())
     for name in sorted(bare.closure(("ctflow",)) - {"ctflow"}):
         bare.link(name, site)
     options = ["--python", str(python), "install", "--no-deps", "--no-index", "--quiet"]
-    _run(tmp_path, sys.executable, "-m", "pip", *options, *map(str, built.glob("*.whl")))
+    _run(folder, sys.executable, "-m", "pip", *options, *map(str, built.glob("*.whl")))
+    return python
+
+
+def test_the_installed_wheel_runs_the_readmes_first_example(python: Path, tmp_path: Path) -> None:
+    """In another folder, where warnings are errors; the command is there too."""
     _check_first_use(tmp_path, python)
     assert python.with_name("ctflow").is_file()
+
+
+CONSUMER = """# pyright: strict
+from typing import assert_type
+
+import torch
+from torch import Tensor
+
+from ctflow import ODEProblem, Solution, Solver, odeint, solve
+
+
+def f(t: Tensor, y: Tensor) -> Tensor:
+    return -y
+
+
+assert_type(odeint(f, torch.ones(3), [0.0, 1.0]), Tensor)
+pair = (torch.ones(3), torch.ones(3))
+assert_type(odeint(f, pair, [0.0, 1.0]), tuple[Tensor, Tensor])
+problem = ODEProblem(f, torch.ones(3), torch.tensor([0.0, 1.0]))
+assert_type(solve(problem, Solver(rtol=1e-4)), Solution)
+Solver(gradient="adjiont")  # pyright: ignore[reportArgumentType]
+"""
+
+
+def test_a_type_checker_sees_the_installed_types(python: Path, tmp_path: Path) -> None:
+    """Strictly; a misspelt word is an error there, or the comment behind it would be one."""
+    pytest.importorskip("pyright")
+    (tmp_path / "consumer.py").write_text(CONSUMER)
+    settings = '{"reportUnnecessaryTypeIgnoreComment": true, "reportMissingTypeStubs": false}'
+    (tmp_path / "pyrightconfig.json").write_text(settings)
+    command = [sys.executable, "-m", "pyright", "--pythonpath", str(python), "consumer.py"]
+    quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    result = subprocess.run(
+        command, cwd=tmp_path, env=EMPTY | quiet, capture_output=True, text=True, check=False
+    )
+    assert result.stdout.startswith("0 errors"), result.stdout + result.stderr
 
 
 @pytest.mark.slow
@@ -85,13 +128,13 @@ def test_the_wheel_brings_its_dependencies_into_an_empty_environment(
     built: Path, tmp_path: Path
 ) -> None:
     """With the real pip, which downloads torch and all others; the command is on the path."""
-    python = _environment(tmp_path / "empty", with_pip=True)
+    own = _environment(tmp_path / "empty", with_pip=True)
     (wheel,) = built.glob("*.whl")
     pins = ["-c", str(ROOT / "constraints.txt")]
-    _run(tmp_path, python, "-m", "pip", "install", "--quiet", *pins, str(wheel))
-    _run(tmp_path, python, "-m", "pip", "check")
-    _check_first_use(tmp_path, python)
-    assert "native" in _run(tmp_path, python.with_name("ctflow"), "info")
+    _run(tmp_path, own, "-m", "pip", "install", "--quiet", *pins, str(wheel))
+    _run(tmp_path, own, "-m", "pip", "check")
+    _check_first_use(tmp_path, own)
+    assert "native" in _run(tmp_path, own.with_name("ctflow"), "info")
 
 
 def test_importing_ctflow_takes_a_tenth_of_a_second_beside_torch() -> None:
