@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.event import Event, checked_events
-from ctflow.state import State, leaves_of
+from ctflow.state import State, leaves_of, widest
 from ctflow.transforms import any_batched, is_moving, plain
 
 __all__ = ["ODEProblem"]
@@ -301,11 +301,10 @@ def _checked_mask(mask: object, t: Tensor) -> Tensor:
 
 
 def _times_of_numbers(t: Sequence[object], first: Tensor, name: str = "`t`") -> Tensor:
-    dtype = torch.float32 if first.device.type == "mps" else torch.float64  # MPS has no float64
     try:
         if any(isinstance(x, Tensor) and is_moving(x) for x in leaves_of(t)):
             raise ValueError  # torch.tensor would copy the numbers and lose the gradient
-        return torch.tensor(t, dtype=dtype, device=first.device)
+        return torch.tensor(t, dtype=widest(first.device), device=first.device)
     except (TypeError, ValueError, RuntimeError):
         raise InvalidProblem(
             f"{name} must be a tensor or a sequence of numbers, got {list(t)!r}. "
@@ -342,7 +341,7 @@ def _check_all_finite(values: Tensor) -> None:
 
 
 def _check_monotone(t: Tensor, rows: Tensor | None = None) -> None:
-    values: Any = t.double().cpu() if t.device.type != "mps" else t.cpu().double()
+    values: Any = t.cpu().double()
     if values.dim() == 1 and _is_monotone(values):  # the usual case
         return
     _check_all_finite(values)

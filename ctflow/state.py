@@ -13,10 +13,23 @@ from torch.utils import _pytree as pytree  # pyright: ignore[reportPrivateUsage]
 
 from ctflow.errors import InvalidProblem
 
-__all__ = ["Layout", "State", "expand_time", "flatten_args", "leaves_of", "map_leaves"]
+__all__ = ["Layout", "State", "expand_time", "flatten_args", "leaves_of", "map_leaves", "widest"]
 
 State: TypeAlias = "Tensor | tuple[State, ...] | list[State] | dict[str, State]"
 """What can be integrated: tensors of one dtype and device, bare or in tuples, lists and dicts."""
+
+_WITHOUT_FLOAT64 = frozenset({"mps"})  # types of devices
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest real dtype that a device has, which times have there: float64, on MPS float32.
+
+    Example:
+        >>> import torch
+        >>> widest(torch.device("cpu"))
+        torch.float64
+    """
+    return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
 
 
 def expand_time(t: Tensor, leaf: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from ctflow.errors import InvalidProblem
 from ctflow.problem import ODEProblem
 from ctflow.state import Layout
 
-__all__ = ["Field"]
+__all__ = ["Field", "in_this_thread"]
 
 _NEEDS_GRAD = "does not require grad"  # torch's words when f differentiates under no_grad
 _IN_PLACE = "in an in-place operation"  # and for y.mul_(2) where y wants a gradient
@@ -56,7 +57,8 @@ class Field:
         version = None if y.is_inference() else y._version
         time, state = layout.time(t), layout.unpack(y)
         try:
-            dy = self._f(time, state, self.args) if self._has_args else self._f(time, state)
+            with in_this_thread(layout.device):
+                dy = self._f(time, state, self.args) if self._has_args else self._f(time, state)
         except RuntimeError as error:
             if _NEEDS_GRAD in str(error) and not torch.is_grad_enabled():
                 raise InvalidProblem(
@@ -87,6 +89,20 @@ class Field:
             )
         self._last = None if dy.is_inference() else dy.detach()
         self._last_version = 0 if dy.is_inference() else dy._version
+
+
+def in_this_thread(device: torch.device) -> AbstractContextManager[object]:
+    """While `f` is evaluated, what it differentiates itself is recorded in this thread.
+
+    Beside the CPU, autograd differentiates in a thread of each device, and threads number their
+    nodes apart: `captures` could not tell what an evaluation recorded from what was there before.
+
+    Args:
+        device: Of the state.
+    """
+    if device.type == "cpu":
+        return nullcontext()
+    return torch.autograd.set_multithreading_enabled(False)
 
 
 _CHANGED = (

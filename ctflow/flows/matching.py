@@ -107,8 +107,8 @@ def pair_by_transport(z: Tensor, x: Tensor) -> Tensor:
             "Draw as many base samples as there are data."
         )
     with torch.no_grad():
-        cost = torch.cdist(z.flatten(1).double(), x.flatten(1).double()).square()
-    _, columns = linear_sum_assignment(cost.cpu().numpy())
+        cost = torch.cdist(z.flatten(1).cpu().double(), x.flatten(1).cpu().double()).square()
+    _, columns = linear_sum_assignment(cost.numpy())
     return torch.as_tensor(columns, dtype=torch.int64, device=x.device)
 
 

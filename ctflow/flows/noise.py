@@ -8,6 +8,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from ctflow.state import widest
+
 __all__ = ["Law", "draw_seed", "probes"]
 
 Law: TypeAlias = Literal["rademacher", "gaussian"]
@@ -49,17 +51,18 @@ def probes(z: Tensor, n_probes: int, law: Law, seed: int) -> Tensor:
         True
     """
     flat = z.detach().reshape(z.shape[0], -1)
+    flat = flat if widest(z.device) == torch.float64 else flat.cpu()  # the same probes everywhere
     size = flat.shape[1]
-    place = torch.arange(size, device=z.device)
+    place = torch.arange(size, device=flat.device)
     key = _mix(_mix(_bits(flat) + _mix(place)).sum(dim=1) + seed)  # [N]
-    counter = torch.arange(n_probes * size, device=z.device).reshape(n_probes, 1, size)
+    counter = torch.arange(n_probes * size, device=flat.device).reshape(n_probes, 1, size)
     bits = _mix(key.unsqueeze(1) + counter * _STEP)  # [K, N, size]
     if law == "rademacher":
         drawn = torch.where(bits < 0, -1.0, 1.0)
     else:
         uniform = (_shift(bits, 64 - _MANTISSA).double() + 0.5) / 2**_MANTISSA  # in (0, 1)
         drawn = math.sqrt(2) * torch.erfinv(2 * uniform - 1)
-    return drawn.to(z.dtype).reshape(n_probes, *z.shape)
+    return drawn.to(z).reshape(n_probes, *z.shape)
 
 
 def _bits(flat: Tensor) -> Tensor:

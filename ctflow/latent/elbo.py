@@ -86,9 +86,21 @@ def elbo(
     q = model.encoder(data if given is None else _part(data, given), model.t0)
     z0 = q.rsample((n_samples,))
     path = model.path(z0, data.t if data.t.dim() == 1 else _inside(data, model.t0))
-    decoded = model.decoder(path.z)
-    fits = model.likelihood.log_prob(decoded, data.x, data.seen, path.integral)
+    z, data = _seen(path.z, data)
+    fits = model.likelihood.log_prob(model.decoder(z), data.x, data.seen, path.integral)
     return ELBO(fits.mean(dim=0), _kl(q, model.prior, z0, kl))
+
+
+def _seen(z: Tensor, data: Observations) -> tuple[Tensor, Observations]:
+    """States [..., B, T, L] and data at the times of each series that hold anything.
+
+    The others say nothing about the model, and to decode them costs as much.
+    """
+    order = data.order
+    if order.shape[1] == z.shape[-2]:
+        return z, data
+    places = order.unsqueeze(-1).expand(*z.shape[:-2], -1, z.shape[-1])
+    return z.gather(-2, places), data.packed()
 
 
 def annealed(step: int, n_steps: int, start: float = 0.0) -> float:

@@ -155,24 +155,22 @@ def reversed_steps(data: Observations, t0: float) -> tuple[Tensor, Tensor]:
     Raises:
         InvalidProblem: If something was seen before t0.
     """
-    data = data.packed()
-    rows, times = data.rows, data.times
-    early = rows & (times < t0)
+    early = data.rows & (data.times < t0)
     if bool(early.any()):
         b, i = early.nonzero()[0].tolist()
         raise InvalidProblem(
             f"observations must lie at or after the latent state's time {t0:g}, got t="
-            f"{times[b, i].item():g} in sample {b}. Build the model with an earlier t0."
+            f"{data.times[b, i].item():g} in sample {b}. Build the model with an earlier t0."
         )
-    n = rows.shape[1]
-    place = data.counts.unsqueeze(1) - 1 - torch.arange(n, device=times.device)
-    place = place.clamp(min=0)
+    n = data.order.shape[1]
+    place = (data.counts.unsqueeze(1) - 1 - torch.arange(n, device=data.x.device)).clamp(min=0)
+    order, filled = data.order.gather(1, place), data.filled.unsqueeze(-1)
+    times = data.times.gather(1, order)
     start = torch.full_like(times[:, :1], t0)
-    gaps = times - torch.cat([start, times[:, :-1]], dim=1)
-    gaps = gaps.gather(1, place).unsqueeze(-1).to(data.x.dtype)
+    before = torch.where(place > 0, torch.cat([times[:, 1:], start], dim=1), t0)
+    gaps = (times - before).unsqueeze(-1).to(data.x.dtype)
     both = torch.cat([data.x, data.seen.to(data.x.dtype)], dim=-1)
-    steps = both.gather(1, place.unsqueeze(-1).expand(-1, -1, both.shape[2]))
-    filled = (torch.arange(n, device=times.device) < data.counts.unsqueeze(1)).unsqueeze(-1)
+    steps = both.gather(1, order.unsqueeze(-1).expand(-1, -1, both.shape[2]))
     return torch.where(filled, steps, 0.0), torch.where(filled, gaps, 0.0)
 
 

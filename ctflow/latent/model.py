@@ -18,6 +18,7 @@ from ctflow.latent.likelihoods import Likelihood
 from ctflow.latent.observations import Observations
 from ctflow.problem import ODEProblem
 from ctflow.solution import Solution, Stats, raise_if_failed
+from ctflow.state import widest
 
 __all__ = ["LatentODE", "Path"]
 
@@ -201,7 +202,7 @@ class LatentODE(nn.Module):
                 f"{list(z0.shape)}. Give one row for each series."
             )
         flat = z0.reshape(-1, self.latent)
-        t = t.to(z0.device, torch.float32 if z0.device.type == "mps" else torch.float64)
+        t = t.to(z0.device, widest(z0.device))
         windows = self.likelihood.windows
         if windows is not None:
             edges = windows.to(t).flatten()

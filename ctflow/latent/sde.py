@@ -20,6 +20,7 @@ from ctflow.latent.likelihoods import Likelihood
 from ctflow.latent.observations import Observations
 from ctflow.sde import SDEProblem
 from ctflow.solution import raise_if_failed
+from ctflow.state import widest
 
 __all__ = ["LatentSDE", "StochasticPath"]
 
@@ -206,7 +207,7 @@ class LatentSDE(nn.Module):
         t: Tensor,
         seed: int | None,
     ) -> _States:
-        grid = Grid.shared(self.t0, t.to(torch.float64))
+        grid = Grid.shared(self.t0, t.to(widest(t.device)))
         problem = SDEProblem(f, g, start, grid.t, args=context, seed=seed)
         y = raise_if_failed(solve_sde(problem, self.solver)).y
         read = grid.read(y)

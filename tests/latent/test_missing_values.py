@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.errors import InvalidProblem
-from ctflow.latent import Gaussian, RecurrentModel, elbo
+from ctflow.latent import Gaussian, Observations, RecurrentModel, elbo
 from tests.latent.parts import DTYPE, ENCODERS, irregular, small_model
 
 JUNK = [torch.nan, torch.inf, 1e30]
@@ -100,3 +100,28 @@ def test_observations_before_the_latent_state_are_refused(encoder: str) -> None:
     x, t, mask = irregular()
     with pytest.raises(InvalidProblem, match=r"sample 0.*earlier t0"):
         small_model(encoder, t0=5.0).posterior(x, t, mask)
+
+
+def test_times_at_which_nothing_was_seen_are_not_decoded() -> None:
+    """The bound is that of every time decoded, and the decoder works on a part of them."""
+    model, (x, t, mask) = small_model(), irregular()
+    mask[:, [1, 3, 4]] = False
+    mask[0, 5] = False
+    asked: list[list[int]] = []
+    inner = model.decoder
+
+    def decoder(z: Tensor) -> Tensor:
+        asked.append(list(z.shape))
+        return inner(z)
+
+    del model.decoder  # a submodule, which a function cannot replace
+    model.decoder = decoder
+    torch.manual_seed(1)
+    found = elbo(model, x, t, mask, n_samples=2)
+    assert asked == [[2, 4, 3, 3]]
+    torch.manual_seed(1)
+    data = Observations(x, t, mask)
+    z0 = model.encoder(data, model.t0).rsample((2,))
+    z = model.trajectory(z0, torch.where(data.rows, data.t, model.t0))
+    whole = model.likelihood.log_prob(inner(z), data.x, data.seen).mean(dim=0)
+    torch.testing.assert_close(found.log_likelihood, whole, rtol=1e-12, atol=1e-12)

@@ -28,7 +28,7 @@ from ctflow.backends.times import shift
 from ctflow.errors import Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import GradientReport, Solution, Stats
-from ctflow.state import Layout, leaves_of
+from ctflow.state import Layout, leaves_of, widest
 from ctflow.transforms import touched
 
 __all__ = ["CompiledBackend"]
@@ -120,7 +120,7 @@ class CompiledBackend:
         control = self.control or usual_control(solver, counted(problem, layout), layout.size)
         reads = read(problem)
         _refuse_transforms(problem, reads)
-        times = problem.t.float() if problem.t.device.type == "mps" else problem.t.double()
+        times = problem.t.to(widest(problem.t.device))
         times = times.expand(layout.batch, -1).contiguous()
         y0 = layout.pack(problem.y0)
         wanted = None

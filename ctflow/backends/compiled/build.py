@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._filelock import FileLock
 
+from ctflow.backends.compiled.linker import folders_without_spaces
 from ctflow.backends.compiled.loops import lean_loops
 from ctflow.errors import BackendUnavailable, CtflowError, Unsupported
 
@@ -167,7 +168,7 @@ def _compiled(exported: Any, path: Path) -> Program:  # noqa: ANN401
     """Compile, and move the package to its place in one step."""
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "program.pt2"
-        with _quiet():
+        with _quiet(), folders_without_spaces():
             _make_package(exported, package)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ from ctflow.dense import DenseSolution
 from ctflow.errors import InvalidProblem
 from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, GradientReport, Resolved, Solution, Stats
-from ctflow.state import Layout, leaves_of
+from ctflow.state import Layout, leaves_of, widest
 from ctflow.transforms import active, is_moving, plain
 
 __all__ = ["NativeBackend", "adaptive_or_fixed", "backward_control", "counted", "stops_of"]
@@ -439,4 +439,4 @@ def _twice(control: Adaptive, n_variables: int) -> Adaptive:
 
 def _own_dtype(t: Tensor) -> Tensor:
     """Times in their own dtype: float64 where the device has it."""
-    return t.float() if t.device.type == "mps" else t.double()
+    return t.to(widest(t.device))

@@ -22,7 +22,7 @@ from ctflow.backends.times import shift
 from ctflow.errors import InvalidProblem
 from ctflow.problem import ODEProblem
 from ctflow.solution import GradientReport, Solution, Stats
-from ctflow.state import Layout, leaves_of
+from ctflow.state import Layout, leaves_of, widest
 
 __all__ = ["ScipyBackend"]
 
@@ -129,8 +129,7 @@ class ScipyBackend:
             _warn_of_copies(layout.device.type)
         refuse_transforms(problem.t, around=True)
         report = GradientReport()
-        y0, times = layout.pack(problem.y0), problem.t
-        times = times if times.device.type == "mps" else times.double()
+        y0, times = layout.pack(problem.y0), problem.t.to(widest(problem.t.device))
         forward = Forward(problem, Field(problem, layout), solver, array(times))
         with Autocast.now(layout.device.type).again():  # a cached cast has a history of its own
             out, unfinished = _run(problem, forward, self.norm, report, y0, times)

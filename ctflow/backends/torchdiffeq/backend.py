@@ -18,7 +18,7 @@ from ctflow.backends.torchdiffeq.watch import Watch
 from ctflow.errors import Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, Solution, Stats, Status
-from ctflow.state import Layout
+from ctflow.state import Layout, widest
 from ctflow.transforms import active
 
 __all__ = ["TorchdiffeqBackend"]
@@ -99,7 +99,7 @@ class TorchdiffeqBackend:
         _check_untransformed()
         layout = Layout.of(problem.y0, per_sample=False)
         field = Field(problem, layout)
-        times = problem.t.float() if problem.t.device.type == "mps" else problem.t.double()
+        times = problem.t.to(widest(problem.t.device))
         plan = Plan.of(solver, times)
         watch = Watch(field, plan, problem.uncontrolled)
         y0 = layout.pack(problem.y0)

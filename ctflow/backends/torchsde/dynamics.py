@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.captures import pull, sequence_number
-from ctflow.backends.field import Field
+from ctflow.backends.field import Field, in_this_thread
 from ctflow.backends.torchsde.tally import Tally
 from ctflow.errors import InvalidProblem
 from ctflow.problem import ODEProblem
@@ -73,7 +73,8 @@ class Dynamics:
         marker = sequence_number()
         time = t.detach().to(y.dtype)
         has_args = self._problem.args is not None
-        value = call(time, y, self.field.args) if has_args else call(time, y)
+        with in_this_thread(y.device):
+            value = call(time, y, self.field.args) if has_args else call(time, y)
         self._check(name, value, y)
         if self.inspect is not None and torch.is_grad_enabled():
             self.inspect(value, y, marker, time)

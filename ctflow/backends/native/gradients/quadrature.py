@@ -11,6 +11,7 @@ from ctflow.backends.adjoint import Evaluated, Linearised
 from ctflow.backends.native.control import Adaptive, Control, Span, Verdict, blended
 from ctflow.backends.native.method import Method
 from ctflow.backends.native.step import FlatField, Step
+from ctflow.state import widest
 
 __all__ = ["FAR", "WithQuadrature", "quadrature_error"]
 
@@ -193,7 +194,7 @@ def _rms_ratio(
     control: Adaptive,
 ) -> Tensor:
     """Root mean square of estimate over tolerance."""
-    square, count = torch.zeros((), dtype=torch.float64, device=total[0].device), 0
+    square, count = total[0].new_zeros((), dtype=widest(total[0].device)), 0
     for i, error in enumerate(estimate):
         size = (
             total[i].abs()

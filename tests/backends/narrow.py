@@ -1,0 +1,206 @@
+"""A device that has no float64, for want of one: CPU tensors behind torch's free device type.
+
+Run as a script it solves the problems below there and on the CPU, and prints both as JSON. It has a
+process of its own, since a device type once registered stays.
+"""
+
+# ruff: noqa: ANN401 - what a dispatch hands on is anything
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+from torch.overrides import TorchFunctionMode
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+import ctflow.state
+from ctflow import Event, ODEProblem, Solver, odeint_dense, odeint_event, solve
+from ctflow.backends.protocol import Gradient
+from ctflow.dynamics import MLP
+from ctflow.flows import ContinuousFlow, Divergence, Exact, Hutchinson
+
+NAME = "narrow_device"
+DOUBLE = (torch.float64, torch.complex128)
+
+
+class Narrow(Tensor):
+    """A tensor of the device."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls: type[Narrow], inner: Tensor) -> Narrow:
+        """Refuse what the device does not have, as MPS does."""
+        if inner.dtype in DOUBLE:
+            raise TypeError(f"the device has no {inner.dtype}")
+        made: Any = Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
+            dtype=inner.dtype, device=torch.device(NAME, 0),
+        )  # fmt: skip
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """On the CPU."""
+        return computed(func, args, kwargs or {})
+
+
+class Device(TorchDispatchMode):
+    """Makes what is asked for there."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """On the CPU."""
+        return computed(func, args, kwargs or {})
+
+
+class Module(backend_registration._DummyBackendModule):
+    """`torch.narrow_device`."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        """What autocast may cast to."""
+        return [torch.bfloat16]
+
+
+def computed(func: Any, args: Any, kwargs: Any) -> Any:
+    """On the CPU, and put back where it belongs."""
+    asked = kwargs.get("device")
+    own = any(isinstance(x, Narrow) for x in tree_leaves((args, kwargs)))
+    there = own if asked is None else torch.device(asked).type == NAME
+    found = (args, kwargs)
+    found = tree_map_only(Narrow, lambda x: x.inner, found)
+    found = tree_map_only(
+        torch.device, lambda d: torch.device("cpu") if d.type == NAME else d, found
+    )
+    out = func(*found[0], **found[1])
+    return tree_map_only(Tensor, Narrow, out) if there else out
+
+
+class Factories(TorchFunctionMode):
+    """`torch.tensor` makes its tensors below the level of a dispatch mode."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """On the CPU first."""
+        kwargs = kwargs or {}
+        asked = kwargs.get("device")
+        if func in (torch.tensor, torch.as_tensor) and asked is not None:
+            return func(*args, **kwargs | {"device": "cpu"}).to(asked)
+        if func is Tensor.tolist and isinstance(args[0], Narrow):
+            return args[0].cpu().tolist()
+        if func is Tensor.new_tensor and isinstance(args[0], Narrow):
+            return torch.tensor(args[1], dtype=args[0].dtype).to(args[0].device)
+        return func(*args, **kwargs)
+
+
+def net(device: str) -> MLP:
+    """The same weights on either."""
+    torch.manual_seed(0)
+    made = MLP(2, (8,))
+    for module in [*made.modules()]:
+        for name, p in [*module.named_parameters(recurse=False)]:
+            setattr(module, name, nn.Parameter(p.detach().to(device)))
+    return made
+
+
+def gradients(device: str, **settings: Any) -> list[Tensor]:
+    """States, and the gradients by y0, times and parameters."""
+    f = net(device)
+    y0 = torch.tensor([[1.0, 0.5], [-0.5, 0.3]]).to(device).requires_grad_()
+    t = torch.tensor([0.0, 0.4, 1.0]).to(device).requires_grad_()
+    solution = solve(ODEProblem(f, y0, t), Solver(rtol=1e-4, atol=1e-5, **settings))
+    loss = (solution.y**2).sum()
+    return [solution.y, *torch.autograd.grad(loss, [y0, t, *f.parameters()])]
+
+
+def cost(device: str) -> list[Tensor]:
+    """A running cost by the adjoint."""
+    y0 = torch.tensor([[1.0, 0.5]]).to(device).requires_grad_()
+    problem = ODEProblem(net(device), y0, (0.0, 1.0), running_cost=lambda t, y: (y**2).sum(-1))
+    solution = solve(problem, Solver(gradient="adjoint", rtol=1e-4, atol=1e-5))
+    total = solution.cost
+    return [total, *torch.autograd.grad(total.sum(), [y0])]
+
+
+def dense(device: str) -> list[Tensor]:
+    """Between the steps."""
+    y0 = torch.tensor([[1.0, 0.5]]).to(device)
+    found = odeint_dense(net(device), y0, (0.0, 1.0), rtol=1e-4, atol=1e-5)
+    return [found(0.3), found.derivative(0.3)]
+
+
+def event(device: str) -> list[Tensor]:
+    """A ball that falls."""
+    y0 = torch.tensor([1.0, 0.0]).to(device).requires_grad_()
+
+    def fall(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y[1], -torch.ones_like(y[0])])
+
+    found = odeint_event(fall, y0, (0.0, 3.0), Event(lambda t, y: y[0]), rtol=1e-5, atol=1e-6)
+    return [found.t, *torch.autograd.grad(found.t.sum(), [y0])]
+
+
+def stiff(device: str) -> list[Tensor]:
+    """By the implicit method."""
+    return gradients(device, method="rodas5p", gradient="checkpointed")
+
+
+def flow(device: str, gradient: Gradient, divergence: Divergence) -> list[Tensor]:
+    """A log-density, whose field differentiates, and its gradient."""
+    base = Independent(Normal(torch.zeros(2).to(device), torch.ones(2).to(device)), 1)
+    f = net(device)
+    made = ContinuousFlow(base, f, divergence=divergence, solver=Solver(gradient=gradient))
+    found = made.log_prob(torch.tensor([[0.3, -0.2], [1.0, 0.1]]).to(device))
+    return [found, *torch.autograd.grad(found.sum(), [*f.parameters()])]
+
+
+CASES: dict[str, Callable[[str], list[Tensor]]] = {
+    "direct": lambda device: gradients(device, gradient="direct"),
+    "checkpointed": lambda device: gradients(device, gradient="checkpointed"),
+    "adjoint": lambda device: gradients(device, gradient="adjoint"),
+    "shared": lambda device: gradients(device, gradient="direct", coupling="shared"),
+    "rk4": lambda device: gradients(device, method="rk4", step=0.1),
+    "scipy": lambda device: gradients(device, backend="scipy"),
+    "torchdiffeq": lambda device: gradients(device, backend="torchdiffeq"),
+    "running cost": cost,
+    "dense": dense,
+    "event": event,
+    "rodas5p": stiff,
+    "flow, probes": lambda device: flow(device, "checkpointed", Hutchinson(seed=0)),
+    "flow, exact": lambda device: flow(device, "checkpointed", Exact("reverse")),
+    "flow, adjoint": lambda device: flow(device, "adjoint", Exact("reverse")),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Every case on both."""
+    torch.utils.rename_privateuse1_backend(NAME)
+    torch._register_device_module(NAME, Module())
+    kept = backend_registration._DummyPrivateUse1Hook(), backend_registration._DummyDeviceGuard()
+    torch._C._acc.register_python_privateuseone_hook(kept[0])
+    torch._C._acc.register_python_privateuseone_device_guard(kept[1])
+    ctflow.state._WITHOUT_FLOAT64 |= {NAME}
+    found: dict[str, Any] = {}
+    for name, case in CASES.items():
+        try:
+            wanted = case("cpu")
+            with Device(), Factories():
+                got = case(NAME)
+            found[name] = [
+                (a.tolist(), b.detach().cpu().tolist()) for a, b in zip(wanted, got, strict=True)
+            ]
+        except Exception:
+            found[name] = traceback.format_exc()
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
