@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOTS = ("ctflow", "pytest")
+WHERE = "import sysconfig; print(sysconfig.get_path('purelib'))"
 LIST_NAMES = "from importlib.metadata import distributions as d; print(*(x.name for x in d()))"
 
 
@@ -64,8 +65,7 @@ def main(folder: Path) -> None:
     """Make the environment anew and check what it holds."""
     venv.EnvBuilder(clear=True, symlinks=True, with_pip=False).create(folder)
     python = folder / "bin" / "python"
-    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    answer = subprocess.run([python, "-c", where], check=True, capture_output=True, text=True)
+    answer = subprocess.run([python, "-c", WHERE], check=True, capture_output=True, text=True)
     wanted = closure(ROOTS)
     for name in sorted(wanted):
         link(name, Path(answer.stdout.strip()))

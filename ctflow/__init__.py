@@ -45,4 +45,4 @@ __all__ = [
     "solve_sde",
 ]
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"

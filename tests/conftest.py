@@ -48,6 +48,8 @@ def pytest_report_header() -> list[str]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what this run or this machine cannot do, with the reason."""
     no_compiler = os.environ.get("CTFLOW_NO_COMPILER") or ("" if __debug__ else "python -O")
+    if not no_compiler and torch.__version__ < (2, 13):
+        no_compiler = "torch is older than 2.13"
     reasons = {
         "slow": None if config.getoption("--slow") else "slow; run with --slow",
         "gpu": None if torch.cuda.is_available() else "no CUDA device",

@@ -18,7 +18,8 @@ def report(context: typer.Context, root: Root = None) -> None:
     """Write reproductions/results/report/index.html from the results that are there.
 
     Needs a source checkout of ctflow. The page stands alone: every picture is in it, there is no
-    script, and nothing is loaded. `ctflow reproduce all` writes it too.
+    script, and nothing is loaded. `ctflow reproduce all` writes it too. Beside it stands quoted.md,
+    the table that README.md quotes.
 
     For example:
 

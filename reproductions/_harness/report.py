@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from _harness.collected import Result, Section, benchmarks, sections
+from _harness.quoted import quoted
 from _harness.records import need, write_text
 from _harness.report_parts import (
     accepted,
@@ -28,14 +29,18 @@ _LIBRARIES = ("ctflow compiled", "ctflow native", "torchdiffeq", "torchode", "di
 
 
 def write_report(results: Path) -> Path:
-    """Write the page of the results below a folder; where it is.
+    """Write the page of the results below a folder, and what README.md quotes of them.
 
     Args:
         results: reproductions/results of a checkout.
+
+    Returns:
+        Where the page is.
     """
     need("matplotlib")
     path = results / "report" / "index.html"
     write_text(path, page(results))
+    write_text(path.with_name("quoted.md"), quoted(results))
     return path
 
 

@@ -1,12 +1,11 @@
-"""What pyproject.toml, constraints.txt and the built package say."""
+"""What pyproject.toml, constraints.txt, CITATION.cff and CHANGELOG.md say."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
-import zipfile
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -53,14 +52,34 @@ def test_torch_may_be_older_than_the_pin() -> None:
     assert PROJECT["requires-python"] == ">=3.11"
 
 
-def test_the_built_wheel_holds_the_package_alone(tmp_path: Path) -> None:
-    """Types are announced, the tests stay out, and the version is the module's."""
-    pytest.importorskip("build")
-    pytest.importorskip("hatchling")
-    arguments = ["--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
-    subprocess.run([sys.executable, "-m", "build", *arguments], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert wheel.name.startswith(f"ctflow-{ctflow.__version__}-")
-    assert "ctflow/py.typed" in names
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"ctflow", "ctflow_pytest.py"}
+def test_the_lower_end_can_be_written_as_pins() -> None:
+    """Every runtime requirement has one lower bound, which the release's checks install."""
+    command = [sys.executable, str(ROOT / ".ci" / "lowest_versions.py"), "testing"]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    texts = [*PROJECT["dependencies"], *EXTRAS["testing"]]
+    pins = [Requirement(line) for line in result.stdout.split()]
+    assert [pin.name for pin in pins] == [Requirement(text).name for text in texts]
+    for pin, text in zip(pins, texts, strict=True):
+        (bound,) = pin.specifier
+        assert bound.version in Requirement(text).specifier
+
+
+def test_version_and_date_are_the_same_everywhere() -> None:
+    """The module's version is that of the citation and of the changelog's newest release."""
+    citation = (ROOT / "CITATION.cff").read_text()
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    sections = re.findall(r"^## \[(.*?)\](?: - (\S+))?$", changelog, re.MULTILINE)
+    assert sections[0] == ("Unreleased", "")
+    version, date = sections[1]
+    assert f"\nversion: {version}\n" in citation
+    assert f"\ndate-released: {date}\n" in citation
+    assert Version(ctflow.__version__) >= Version(version)
+    if not Version(ctflow.__version__).is_devrelease:
+        assert ctflow.__version__ == version
+
+
+def test_every_python_that_is_announced_is_supported() -> None:
+    """The classifiers begin where `requires-python` does."""
+    announced = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if ":: 3." in c]
+    assert f">={announced[0]}" == PROJECT["requires-python"]
+    assert announced == sorted(announced, key=Version)

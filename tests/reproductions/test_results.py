@@ -117,6 +117,21 @@ def test_the_readme_quotes_what_was_measured() -> None:
     assert set(quoted) <= set(rows)
 
 
+def test_the_readme_quotes_the_papers_numbers_beside_those_that_were_committed() -> None:
+    """The whole table, as `ctflow report` wrote it, and as the results have it now."""
+    pytest.importorskip("matplotlib")
+    from _harness.quoted import QUOTED, quoted
+
+    table = quoted(RESULTS)
+    assert len(table.splitlines()) == 2 + sum(map(len, QUOTED.values()))
+    assert (RESULTS / "report" / "quoted.md").read_text() == table
+    assert table in (RESULTS.parents[1] / "README.md").read_text()
+    paper = (RESULTS.parents[1] / "docs" / "paper.md").read_text().splitlines()
+    rows = [line for line in paper if line.startswith("| ")]
+    assert len(rows) > 2
+    assert set(rows) <= set(table.splitlines())
+
+
 def test_there_are_results() -> None:
     """The folder is where it was."""
     assert len(COMMITTED) >= 3

@@ -35,6 +35,7 @@ _OPTIONS: dict[str, Any] = {
     "aot_inductor.use_runtime_constant_folding": False,
 }
 _VERSION = 3  # of what is kept on disk
+_OLDEST = (2, 13)  # 2.11 and 2.12 export no while_loop that changes its records in place
 
 
 @dataclass
@@ -85,12 +86,17 @@ def built(module: nn.Module, inputs: Sequence[Tensor], dynamic: Any, name: str) 
         name: For the log.
 
     Raises:
-        BackendUnavailable: If there is no C++ compiler that works.
+        BackendUnavailable: If torch is too old, or there is no C++ compiler that works.
         Unsupported: If an operation cannot be compiled, or Python runs without `assert`.
 
     Cost:
         Tens of seconds; a second from disk.
     """
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _OLDEST:
+        raise BackendUnavailable(
+            f"backend 'compiled' needs torch 2.13 or newer, got {torch.__version__}. "
+            "Run `pip install -U torch`, or use backend='native'."
+        )
     if not __debug__:
         raise Unsupported(
             "backend 'compiled' cannot be used under `python -O`: torch's compiler gives other "

@@ -79,6 +79,8 @@ class Guarded:
 
     def __call__(self, t: float, z: Array) -> Array:
         """Evaluate it."""
+        if self.error is not None:  # VODE of SciPy 1.18 asks on, with the exception still set
+            raise self.error
         known, self._known = self._known, None
         if known is not None and t == known[0] and np.array_equal(z, known[1]):
             return known[2].copy()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ctflow import BackendUnavailable, ODEProblem, Solver, Status, Unsupported, odeint, solve
 from ctflow.backends.compiled.backend import CompiledBackend
-from ctflow.backends.compiled.build import counts
+from ctflow.backends.compiled.build import built, counts
 
 SOLVER = Solver(rtol=1e-6, atol=1e-8)
 COMPILED = Solver(backend=CompiledBackend(), rtol=1e-6, atol=1e-8)
@@ -189,11 +189,19 @@ def test_what_python_sees_may_change_between_solves() -> None:
 
 
 @pytest.mark.skipif(not __debug__, reason="under python -O it is refused before")
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="an older torch is refused before")
 def test_a_machine_without_a_compiler_is_told_so() -> None:
     """With what to install, and who can solve meanwhile."""
     without = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})  # pyright: ignore
     with without, pytest.raises(BackendUnavailable, match=r"C\+\+ compiler.*backend='native'"):
         odeint(lambda t, y: -y * 1.5, torch.ones(2), [0.0, 1.0], solver=COMPILED)
+
+
+def test_an_older_torch_is_refused_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would export no loop that changes its records in place, and say so in its own words."""
+    monkeypatch.setattr("torch.__version__", "2.12.1+cpu")
+    with pytest.raises(BackendUnavailable, match=r"needs torch 2\.13 or newer, got 2\.12\.1"):
+        built(nn.Identity(), [torch.ones(2)], None, "nothing")
 
 
 @pytest.mark.skipif(__debug__, reason="only under python -O")
