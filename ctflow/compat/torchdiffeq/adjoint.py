@@ -28,6 +28,7 @@ from ctflow.compat.torchdiffeq.backward import Augmented, Backward, Intervals
 from ctflow.compat.torchdiffeq.events import EventFn, Found, find, implicit
 from ctflow.compat.torchdiffeq.request import Request, State
 from ctflow.compat.torchdiffeq.solving import problem_of, solve
+from ctflow.compat.torchdiffeq.trajectory import trajectory
 from ctflow.errors import Unsupported
 from ctflow.solution import GradientReport
 from ctflow.state import leaves_of
@@ -51,9 +52,9 @@ def solve_adjoint(request: Request, backward: Backward) -> State:
         own = Tolerances(like.rtol, like.atol)
         return solve(request, "adjoint", params=backward.params, backward=own).y
     if not torch.is_grad_enabled():
-        return solve(request, "direct").y
+        return trajectory(request)
     with torch.no_grad():
-        known = solve(request, "direct").y
+        known = trajectory(request)
     return _attached(request, backward, request.t, known)
 
 

@@ -14,6 +14,7 @@ from ctflow.compat.torchdiffeq.backward import Backward
 from ctflow.compat.torchdiffeq.events import EventFn, checked_event, find, stacked
 from ctflow.compat.torchdiffeq.request import Request, asked
 from ctflow.compat.torchdiffeq.solving import solve
+from ctflow.compat.torchdiffeq.trajectory import trajectory
 from ctflow.dense import DenseSolution
 from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.state import map_leaves
@@ -69,8 +70,7 @@ def odeint(
         return found[0].to(request.t), stacked(request.y0, found[1])
     if len(request.t) == 1:
         return _alone(request)
-    gradient = "adjoint" if request.kind == "scipy" else "direct"
-    return solve(request, gradient).y
+    return trajectory(request)
 
 
 def odeint_adjoint(

@@ -15,7 +15,7 @@ from ctflow.backends.field import Field
 from ctflow.compat.torchdiffeq.norms import Norm, flat_norm, mixed
 from ctflow.compat.torchdiffeq.options import AdaptiveOptions
 from ctflow.compat.torchdiffeq.request import Request, asked
-from ctflow.compat.torchdiffeq.solving import solve
+from ctflow.compat.torchdiffeq.trajectory import trajectory
 from ctflow.errors import InvalidProblem, SolveFailed, Unsupported
 from ctflow.solution import Solution
 
@@ -156,7 +156,7 @@ class Intervals:
             options = replace(options, norm=self._norm)
         whole = replace(like, func=self._slope, y0=state, t=t, options=options)
         try:
-            end = cast("tuple[Tensor, ...]", solve(whole, "direct").y)
+            end = cast("tuple[Tensor, ...]", trajectory(whole))
         except SolveFailed as error:
             if not isinstance(error.solution, Solution):
                 raise
@@ -169,7 +169,7 @@ class Intervals:
         """State at t_to [1] from that at t_from, as the forward pass would find it."""
         t = torch.cat([t_from, t_to])
         again = replace(self._request, y0=self._layout.unpack(y), t=t)
-        return self._layout.pack(_last(solve(again, "direct").y))
+        return self._layout.pack(_last(trajectory(again)))
 
     def _slope(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """d[t, y, a, q]/dt = [0, f, -a df/dy, -a df/dtheta]."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ctflow.backends.field import Field
 from ctflow.backends.times import event_time
+from ctflow.compat.torchdiffeq.grid import first_sign_change
 from ctflow.compat.torchdiffeq.request import Request, State
 from ctflow.compat.torchdiffeq.solving import problem_of, solve
 from ctflow.errors import InvalidProblem, SolveFailed
@@ -83,6 +84,9 @@ def find(request: Request, event_fn: EventFn, gradient: str) -> Found:
             if gradient == "none":
                 return t0.detach().double(), y
             return implicit(request, event_fn, (t0.double(), request.y0), "direct")
+    if request.kind in ("adams", "implicit"):
+        found = first_sign_change(request, event_fn)
+        return found if gradient == "none" else implicit(request, event_fn, found, "direct")
     far = t0.detach() + request.direction * _HORIZON
     whole = replace(request, t=torch.stack([t0.double(), far.double()]))
     with torch.set_grad_enabled(torch.is_grad_enabled() and gradient != "none"):

@@ -8,14 +8,14 @@ from typing import Literal, TypeAlias
 
 from ctflow.backends.native.methods import METHODS
 from ctflow.backends.native.tableau import Tableau
-from ctflow.errors import InvalidProblem, Unsupported
+from ctflow.compat.torchdiffeq.implicit import TABLEAUS
+from ctflow.errors import InvalidProblem
 
 __all__ = [
     "ADAMS",
     "ADAPTIVE",
     "IMPLICIT",
     "NAMES",
-    "NOT_OFFERED",
     "RUNGE_KUTTA",
     "SCIPY",
     "Interpolation",
@@ -86,11 +86,9 @@ SCIPY = {
 }
 """SciPy's names of the solvers behind `scipy_solver`, and ctflow's."""
 
-ADAMS: tuple[str, ...] = ()
-IMPLICIT: tuple[str, ...] = ()
+ADAMS = ("explicit_adams", "implicit_adams", "fixed_adams")  # the last is the second's old name
 
-NOT_OFFERED: dict[str, str] = {}
-"""Names that torchdiffeq knows and that raise, with the reason."""
+IMPLICIT = tuple(TABLEAUS)
 
 NAMES = (*ADAPTIVE, *RUNGE_KUTTA, *ADAMS, *IMPLICIT, "scipy_solver")
 """Names that are answered."""
@@ -100,8 +98,7 @@ def kind_of(method: str) -> Kind:
     """What kind of method a name means.
 
     Raises:
-        Unsupported: If torchdiffeq has the method, and ctflow does not.
-        InvalidProblem: If neither has.
+        InvalidProblem: If torchdiffeq has no such method.
     """
     if method in ADAPTIVE:
         return "adaptive"
@@ -113,8 +110,6 @@ def kind_of(method: str) -> Kind:
         return "implicit"
     if method == "scipy_solver":
         return "scipy"
-    if method in NOT_OFFERED:
-        raise Unsupported(f"method={method!r} is not offered: {NOT_OFFERED[method]}.")
     raise InvalidProblem(
         f"`method` must be one of {', '.join(NAMES)}, got {method!r}. Take one of these."
     )

@@ -23,10 +23,10 @@ from ctflow.event import Event
 from ctflow.problem import ODEProblem
 from ctflow.solution import Solution, raise_if_failed
 
-__all__ = ["grid_of", "problem_of", "solve"]
+__all__ = ["MOST_TO_EVENT", "grid_of", "problem_of", "size_to_event", "solve"]
 
 _ENDLESS = 2**31 - 1  # torchdiffeq has no limit of its own
-_MOST_TO_EVENT = 20_000  # its limit on the way to an event with steps of one size
+MOST_TO_EVENT = 20_000  # its limit on the way to an event with steps of one size
 
 
 def solve(
@@ -142,13 +142,19 @@ def _backend(request: Request, to_event: bool) -> tuple[Backend, str, int]:
         return NativeBackend(tableau, control), request.method, _ENDLESS
     tableau = on_grid(request.method, options.interp)
     if to_event:
-        control = Fixed(_size_to_event(options))
-        return NativeBackend(tableau, control), request.method, _MOST_TO_EVENT
+        control = Fixed(size_to_event(options))
+        return NativeBackend(tableau, control), request.method, MOST_TO_EVENT
     control = GivenGrid(grid_of(request).to(_time_dtype(request)), calls)
     return NativeBackend(tableau, control), request.method, _ENDLESS
 
 
-def _size_to_event(options: GridOptions) -> float:
+def size_to_event(options: GridOptions) -> float:
+    """Size of the steps on the way to an event.
+
+    Raises:
+        InvalidProblem: If there is none.
+        Unsupported: If times beside grid points are asked for.
+    """
     if options.step_size is None:
         raise InvalidProblem(
             "an event needs `step_size` in the options of a method with given steps, got none: "
