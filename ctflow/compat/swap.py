@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from contextlib import suppress
 from types import ModuleType
 
 from ctflow.backends import registry
@@ -43,10 +44,8 @@ def replace_library(name: str) -> ModuleType:
             f"`name` must be one of {', '.join(REPLACEABLE)}, got {name!r}. ctflow has the "
             "interface of no other library."
         )
-    try:
-        registry.get(name)  # keeps the library for the backend that is made of it
-    except BackendUnavailable:
-        pass  # it is not installed, which is no reason not to stand in for it
+    with suppress(BackendUnavailable):  # of a library that is not installed
+        registry.get(name)  # keeps it for the backend that is made of it
     ours = REPLACEABLE[name]
     module = ModuleType(name, ours.__doc__)
     module.__spec__ = importlib.util.spec_from_loader(name, loader=None, origin=ours.__file__)

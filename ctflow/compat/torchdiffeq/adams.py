@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ _MOST_ITERATIONS = 100
 _ROUNDING = 8  # units in the last place below which an iteration cannot settle
 
 
-@dataclass
 class Adams:
     """Adams-Bashforth steps, and with `implicit` Adams-Moulton steps that begin from them.
 
@@ -33,8 +31,7 @@ class Adams:
         field: dy/dt on flat tensors.
         implicit: Whether to correct.
         max_order: Largest order; up to max_order - 1 earlier values of f are kept.
-        rtol: Relative tolerance of the iteration.
-        atol: Absolute tolerance.
+        tolerances: Relative and absolute tolerance of the iteration.
         max_iters: Iterations of a step; None for a hundred.
 
     Source:
@@ -42,17 +39,19 @@ class Adams:
         (variable steps).
     """
 
-    field: FlatField
-    implicit: bool
-    max_order: int
-    rtol: float | Tensor
-    atol: float | Tensor
-    max_iters: int | None
-    known: deque[tuple[float, Tensor]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Begin without a past."""
-        self.known = deque(maxlen=max(self.max_order - 1, 1))
+    def __init__(
+        self,
+        field: FlatField,
+        implicit: bool,
+        max_order: int,
+        tolerances: tuple[float | Tensor, float | Tensor],
+        max_iters: int | None,
+    ) -> None:
+        self._field = field
+        self._implicit = implicit
+        self._rtol, self._atol = tolerances
+        self._max_iters = max_iters
+        self._known: deque[tuple[float, Tensor]] = deque(maxlen=max(max_order - 1, 1))
 
     def __call__(self, t0: Tensor, t1: Tensor, y0: Tensor, f0: Tensor) -> Tensor:
         """State at t1 [1] from y0 [1, N] at t0, where f is f0.
@@ -60,13 +59,13 @@ class Adams:
         Raises:
             SolveFailed: If the iteration of an implicit step does not settle.
         """
-        self.known.appendleft((float(t0), f0))
-        if len(self.known) < _LEAST:
-            return rk_step(self.field, METHODS["rk4_38"], t0, t1, y0, f0).y1
+        self._known.appendleft((float(t0), f0))
+        if len(self._known) < _LEAST:
+            return rk_step(self._field, METHODS["rk4_38"], t0, t1, y0, f0).y1
         start, end = float(t0), float(t1)
-        nodes, slopes = zip(*self.known, strict=True)
+        nodes, slopes = zip(*self._known, strict=True)
         dy = _sum(weights(nodes, start, end), slopes)
-        return self._corrected(nodes, slopes, t1, y0, dy) if self.implicit else y0 + dy
+        return self._corrected(nodes, slopes, t1, y0, dy) if self._implicit else y0 + dy
 
     def _corrected(
         self, nodes: Sequence[float], slopes: Sequence[Tensor], t1: Tensor, y0: Tensor, dy: Tensor
@@ -75,10 +74,12 @@ class Adams:
         first, *rest = weights((end, *nodes), start, end)
         behind = _sum(rest, slopes)
         floor = _ROUNDING * torch.finfo(y0.dtype).eps
-        for _ in range(self.max_iters or _MOST_ITERATIONS):
-            before, dy = dy, first * self.field(t1.to(y0.dtype), y0 + dy) + behind
+        for _ in range(self._max_iters or _MOST_ITERATIONS):
+            before, dy = dy, first * self._field(t1.to(y0.dtype), y0 + dy) + behind
             change, size = (dy - before).detach().abs(), dy.detach().abs()
-            allowed = self.atol + self.rtol * size + floor * torch.maximum(size, y0.abs().detach())
+            allowed = (
+                self._atol + self._rtol * size + floor * torch.maximum(size, y0.abs().detach())
+            )
             if bool((change <= allowed).all()):
                 return y0 + dy
         raise SolveFailed(
@@ -96,7 +97,7 @@ def weights(nodes: Sequence[float], start: float, end: float) -> list[float]:
         [23, -16, 5]
     """
     s = (np.array(nodes) - start) / (end - start)
-    # Gauss's rule is exact up to degree 13; products lose no digits where a Vandermonde matrix does.
+    # Gauss's rule is exact up to degree 13; products lose no digits, a Vandermonde matrix does.
     places = 0.5 * (_GAUSS[0] + 1)
     away = s[:, None] - s + np.eye(len(s))
     factors = (places[:, None, None] - s) / away

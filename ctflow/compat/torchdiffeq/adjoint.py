@@ -22,12 +22,13 @@ from ctflow.backends.captures import (
     sequence_number,
 )
 from ctflow.backends.field import Field
+from ctflow.backends.native.step import FlatField
 from ctflow.backends.protocol import Tolerances
 from ctflow.backends.times import shift
 from ctflow.compat.torchdiffeq.backward import Augmented, Backward, Intervals
 from ctflow.compat.torchdiffeq.events import EventFn, Found, find, implicit
 from ctflow.compat.torchdiffeq.request import Request, State
-from ctflow.compat.torchdiffeq.solving import problem_of, solve
+from ctflow.compat.torchdiffeq.solving import beside, problem_of, solve
 from ctflow.compat.torchdiffeq.trajectory import trajectory
 from ctflow.errors import Unsupported
 from ctflow.solution import GradientReport
@@ -115,19 +116,21 @@ def _attached(request: Request, backward: Backward, times: Tensor, known: State)
     y0 = layout.pack(cast("Any", request.y0))
     t = times.double() if times.device.type != "mps" else times
     marker, leaf = sequence_number(), y0.detach().requires_grad_()
-    reached = flat(t[:1].detach().to(y0.dtype), leaf)
+    there = beside(request, flat, after=True)
+    reached = there(t[:1].detach().to(y0.dtype), leaf)
     captures.discover(reached, leaf, marker)
     if not (captures.inputs or y0.requires_grad or times.requires_grad):
         return known
     moving = times.requires_grad
-    start = shift(flat, t[:1], y0, -1.0, reached.detach(), "adjoint") if moving else y0
+    start = shift(there, t[:1], y0, -1.0, reached.detach(), "adjoint") if moving else y0
     out = torch.cat([x.reshape(len(t), 1, -1) for x in leaves_of(known)], dim=-1)
     job = _Job(request, backward, flat, captures, t.detach().unsqueeze(0))
     out: Tensor = _Adjoint.apply(job, out, start, *captures.inputs)  # pyright: ignore
-    return layout.unpack(_with_times(flat, t, y0, out) if moving else out)
+    before = beside(request, flat, after=False)
+    return layout.unpack(_with_times(before, t, y0, out) if moving else out)
 
 
-def _with_times(flat: Field, t: Tensor, y0: Tensor, out: Tensor) -> Tensor:
+def _with_times(flat: FlatField, t: Tensor, y0: Tensor, out: Tensor) -> Tensor:
     """The outputs [T, 1, N] with the gradients of their times; no time moves output 0."""
     shifted = [y0]
     for at, y in zip(t[1:].split(1), out[1:].unbind(), strict=True):

@@ -145,8 +145,10 @@ def odeint_adjoint(
         adjoint_options = {k: v for k, v in (options or {}).items() if k != "norm"}
     backward = Backward.of(
         request,
-        (rtol if adjoint_rtol is None else adjoint_rtol,
-         atol if adjoint_atol is None else adjoint_atol),
+        (
+            rtol if adjoint_rtol is None else adjoint_rtol,
+            atol if adjoint_atol is None else adjoint_atol,
+        ),
         method if adjoint_method is None else adjoint_method,
         adjoint_options,
         tuple(adjoint_params or ()),

@@ -112,7 +112,11 @@ class Augmented:
         return Evaluated(dy.detach(), state.detach(), a, pulled, t, tuple(shares))
 
     def weighted(
-        self, weights: Sequence[float], places: Sequence[Evaluated], h: Tensor, keep: bool
+        self,
+        weights: Sequence[float],
+        places: Sequence[Evaluated],
+        h: Tensor,
+        keep: bool,  # noqa: ARG002 - each place has its shares
     ) -> list[Tensor]:
         """Sum over places of weight h a df/dtheta; see `Linearised.weighted`."""
         columns = zip(*(place.shares for place in places), strict=True)

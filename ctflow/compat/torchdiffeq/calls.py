@@ -101,4 +101,3 @@ class Calls:
     def _call(self, callback: Callback, t: Tensor, y: Tensor | None, size: Tensor) -> None:
         state = None if y is None else self._layout.unpack(y)
         callback(t.reshape(()), state, size.reshape(()))
-

@@ -40,7 +40,9 @@ class Limit:
         Raises:
             SolveFailed: If it is one too many.
         """
-        while self.passed < len(self.times) and (t - float(self.times[self.passed])) * direction >= 0:
+        while (
+            self.passed < len(self.times) and (t - float(self.times[self.passed])) * direction >= 0
+        ):
             self.passed += 1
             self.used = 0
         if self.used == self.most:

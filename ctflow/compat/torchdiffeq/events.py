@@ -120,9 +120,11 @@ def implicit(request: Request, event_fn: EventFn, found: Found, gradient: str) -
         parts = torch.autograd.grad(value(at, state).sum(), (at, state), allow_unused=True)
     with torch.no_grad():
         f = flat(t.to(y.dtype), y.detach())
-        dg_dt = torch.zeros_like(t) if parts[0] is None else parts[0]
-        along = torch.zeros_like(f) if parts[1] is None else parts[1] * f
-        slope = dg_dt + along.sum(dim=1).to(t.dtype)
+        dg_dt, dg_dy = (
+            torch.zeros_like(x) if g is None else g  # pyright: ignore[reportUnnecessaryComparison]
+            for g, x in zip(parts, (at, state), strict=True)
+        )
+        slope = dg_dt + (dg_dy * f).sum(dim=1).to(t.dtype)
     if float(slope) == 0:
         raise SolveFailed(
             f"the event at t={float(t):g} grazes: `event_fn` does not change along the solution, "

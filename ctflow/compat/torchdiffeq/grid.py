@@ -16,7 +16,13 @@ from ctflow.compat.torchdiffeq.calls import Calls
 from ctflow.compat.torchdiffeq.implicit import TABLEAUS, ImplicitStep
 from ctflow.compat.torchdiffeq.options import GridOptions
 from ctflow.compat.torchdiffeq.request import Request
-from ctflow.compat.torchdiffeq.solving import MOST_TO_EVENT, grid_of, problem_of, size_to_event
+from ctflow.compat.torchdiffeq.solving import (
+    MOST_TO_EVENT,
+    beside,
+    grid_of,
+    problem_of,
+    size_to_event,
+)
 from ctflow.errors import SolveFailed
 
 __all__ = ["course", "first_sign_change"]
@@ -67,7 +73,8 @@ def course(request: Request) -> Any:  # noqa: ANN401
     y0 = layout.pack(cast("Any", request.y0))
     t = _own_dtype(request.t)
     moving = t.requires_grad and torch.is_grad_enabled()
-    start = shift(flat, t[:1], y0, -1.0, None, "direct") if moving else y0
+    there, before = (beside(request, flat, after=after) for after in (True, False))
+    start = shift(there, t[:1], y0, -1.0, None, "direct") if moving else y0
     nodes = _own_dtype(grid_of(request))
     field = _Window(flat)
     found, wanted = [start], list(t[1:].split(1))
@@ -77,7 +84,7 @@ def course(request: Request) -> Any:  # noqa: ANN401
             found.append(_between(request, field, piece, wanted.pop(0).detach()))
     if moving:
         late = zip(t[1:].split(1), found[1:], strict=True)
-        found = [y0, *(shift(flat, at, y, 1.0, None, "direct") for at, y in late)]
+        found = [y0, *(shift(before, at, y, 1.0, None, "direct") for at, y in late)]
     return layout.unpack(torch.stack(found))
 
 
@@ -152,7 +159,7 @@ def _stepper(request: Request, field: _Window, options: GridOptions) -> Stepper:
         return ImplicitStep(field, TABLEAUS[request.method], options.max_iters)
     implicit = request.method != "explicit_adams"
     return Adams(
-        field, implicit, options.max_order, request.rtol, request.atol, options.max_iters
+        field, implicit, options.max_order, (request.rtol, request.atol), options.max_iters
     )
 
 

@@ -155,7 +155,9 @@ class ImplicitStep:
             if not bool(torch.isfinite(size)) or float(size) == 0:
                 break
             inverse = inverse + torch.outer(s - turned, s @ inverse) / size
-        if bool(r.abs().amax() <= 1e3 * _ROUNDING * torch.finfo(y0.dtype).eps * (1 + k.abs().amax())):
+        if bool(
+            r.abs().amax() <= 1e3 * _ROUNDING * torch.finfo(y0.dtype).eps * (1 + k.abs().amax())
+        ):
             return k  # no further, and far below the error of the step
         raise SolveFailed(
             f"the equations of an implicit step from t={float(t0):.6g} to {float(t1):.6g} could "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def _number(value: object, like: Tensor) -> Tensor:
         InvalidProblem: If it is not one real number.
     """
     found = leaves_of(value)
-    single = cast("Any", found[0]) if len(found) == 1 else None
+    single = found[0] if len(found) == 1 else None
     if isinstance(single, Tensor) and single.numel() == 1 and not single.is_complex():
         return single.detach().reshape(()).abs().to(like)
     if isinstance(single, int | float):

@@ -117,8 +117,8 @@ def read(options: object, method: str, kind: Kind, dtype: torch.dtype) -> Option
     given = dict(cast("Mapping[str, Any]", options or {}))
     unknown = [name for name in given if name not in _KNOWN[kind]]
     if unknown:
-        others = {k: [n for n in unknown if n in names] for k, names in _KNOWN.items()}
-        belong = "; ".join(f"{', '.join(n)}: {_WHOSE[k]}" for k, n in others.items() if n)
+        others = {_WHOSE[k]: [n for n in unknown if n in names] for k, names in _KNOWN.items()}
+        belong = "; ".join(f"{', '.join(names)}: {who}" for who, names in others.items() if names)
         raise Unsupported(
             f"method={method!r} does not have the option {', '.join(map(repr, unknown))}, which "
             f"torchdiffeq would drop. It has {', '.join(_KNOWN[kind])}. "
@@ -151,9 +151,9 @@ def _adaptive(given: dict[str, Any], dtype: torch.dtype) -> AdaptiveOptions:
             f"`norm` must be a function of the state, got {norm!r}. 'seminorm' belongs into "
             "`adjoint_options`."
         )
-    numbers = {"first_step": None, "min_step": 0.0, "max_step": math.inf}
-    numbers |= {"safety": 0.9, "ifactor": 10.0, "dfactor": 0.2}
-    values = {name: _number(name, given.get(name, default)) for name, default in numbers.items()}
+    defaults = {"first_step": None, "min_step": 0.0, "max_step": math.inf}
+    defaults |= {"safety": 0.9, "ifactor": 10.0, "dfactor": 0.2}
+    values = {name: _number(name, given.get(name, default)) for name, default in defaults.items()}
     _check_rule(values)
     most = given.get("max_num_steps", _MOST_STEPS)
     most = int(most) if float(most) == int(most) else 0
@@ -162,14 +162,15 @@ def _adaptive(given: dict[str, Any], dtype: torch.dtype) -> AdaptiveOptions:
             f"`max_num_steps` must be a positive integer, got {given['max_num_steps']!r}. "
             "It counts attempted steps between two output times."
         )
-    stops = {name: _times(name, given.get(name)) for name in ("step_t", "jump_t")}
-    both = [x for x in stops.values() if x is not None]
+    step_t, jump_t = (_times(name, given.get(name)) for name in ("step_t", "jump_t"))
+    both = [x for x in (step_t, jump_t) if x is not None]
     if both and len(torch.cat(both).unique()) < sum(map(len, both)):
         raise InvalidProblem(
             "`step_t` and `jump_t` must not have any repeated elements between them, got "
             f"{[x.tolist() for x in both]}. Remove them."
         )
-    return AdaptiveOptions(norm=norm, max_num_steps=most, **cast("Any", values), **stops)
+    numbers = cast("dict[str, Any]", values)
+    return AdaptiveOptions(norm=norm, max_num_steps=most, step_t=step_t, jump_t=jump_t, **numbers)
 
 
 def _check_rule(values: dict[str, float | None]) -> None:
@@ -188,7 +189,8 @@ def _check_rule(values: dict[str, float | None]) -> None:
 
 
 def _grid(given: dict[str, Any]) -> GridOptions:
-    size, construct = given.get("step_size"), given.get("grid_constructor")
+    size: Any = given.get("step_size")
+    construct: Any = given.get("grid_constructor")
     if size is not None and construct is not None:
         raise InvalidProblem(
             "`step_size` and `grid_constructor` are mutually exclusive, got both. Leave one out."
@@ -213,7 +215,7 @@ def _grid(given: dict[str, Any]) -> GridOptions:
         raise InvalidProblem(f"`max_order` must be an integer from 1 to 12, got {order!r}.")
     if iters is not None and (type(iters) is not int or iters < 1):
         raise InvalidProblem(f"`max_iters` must be a positive integer, got {iters!r}.")
-    return GridOptions(size, construct, interp, bool(given.get("perturb", False)), order, iters)
+    return GridOptions(size, cast("Any", construct), interp, bool(given.get("perturb", False)), order, iters)
 
 
 def _scipy(given: dict[str, Any]) -> ScipyOptions:

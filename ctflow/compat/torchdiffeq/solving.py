@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from ctflow.backends import registry
+from ctflow.backends.field import Field
 from ctflow.backends.native.backend import NativeBackend
 from ctflow.backends.native.control import Control, Fixed
+from ctflow.backends.native.step import FlatField
+from ctflow.backends.native.stops import Sided, Stops
 from ctflow.backends.protocol import Backend, Gradient, Solver, Tolerances
 from ctflow.compat.torchdiffeq.calls import Calls
 from ctflow.compat.torchdiffeq.control import AsTorchdiffeq, GivenGrid, Limit
@@ -23,7 +26,7 @@ from ctflow.event import Event
 from ctflow.problem import ODEProblem
 from ctflow.solution import Solution, raise_if_failed
 
-__all__ = ["MOST_TO_EVENT", "grid_of", "problem_of", "size_to_event", "solve"]
+__all__ = ["MOST_TO_EVENT", "beside", "grid_of", "problem_of", "size_to_event", "solve"]
 
 _ENDLESS = 2**31 - 1  # torchdiffeq has no limit of its own
 MOST_TO_EVENT = 20_000  # its limit on the way to an event with steps of one size
@@ -85,7 +88,7 @@ def problem_of(
         cast("Any", request.y0),
         request.t,
         None if params is None else tuple(params),
-        jump_t=_jump_t(request),
+        jump_t=_jumps(request) if request.kind in ("adaptive", "runge_kutta") else None,
         dense=dense,
         event=event,
     )
@@ -172,13 +175,22 @@ def _time_dtype(request: Request) -> torch.dtype:
     return torch.float32 if request.t.device.type == "mps" else torch.float64
 
 
-def _jump_t(request: Request) -> Tensor | None:
+def beside(request: Request, flat: Field, *, after: bool) -> FlatField:
+    """f on flat tensors, times of jumps and of a perturbed grid evaluated after them, or before."""
+    jumps = _jumps(request)
+    if jumps is None:
+        return flat
+    times = jumps.to(request.t.device, _time_dtype(request))
+    ahead = times.new_tensor([request.direction if after else -request.direction])
+    return Sided(flat, Stops(times, times), ahead)
+
+
+def _jumps(request: Request) -> Tensor | None:
+    """Times at which f is not to be seen."""
     options = request.options
     if isinstance(options, AdaptiveOptions):
         return options.jump_t
-    if isinstance(options, GridOptions) and options.perturb and request.kind == "runge_kutta":
-        return grid_of(request)
-    return None
+    return grid_of(request) if isinstance(options, GridOptions) and options.perturb else None
 
 
 def _step_t(request: Request) -> tuple[float, ...] | None:
