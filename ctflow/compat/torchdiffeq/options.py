@@ -215,7 +215,9 @@ def _grid(given: dict[str, Any]) -> GridOptions:
         raise InvalidProblem(f"`max_order` must be an integer from 1 to 12, got {order!r}.")
     if iters is not None and (type(iters) is not int or iters < 1):
         raise InvalidProblem(f"`max_iters` must be a positive integer, got {iters!r}.")
-    return GridOptions(size, cast("Any", construct), interp, bool(given.get("perturb", False)), order, iters)
+    return GridOptions(
+        size, cast("Any", construct), interp, bool(given.get("perturb", False)), order, iters
+    )
 
 
 def _scipy(given: dict[str, Any]) -> ScipyOptions:

@@ -29,7 +29,7 @@ from ctflow.solution import Solution, raise_if_failed
 __all__ = ["MOST_TO_EVENT", "beside", "grid_of", "problem_of", "size_to_event", "solve"]
 
 _ENDLESS = 2**31 - 1  # torchdiffeq has no limit of its own
-MOST_TO_EVENT = 20_000  # its limit on the way to an event with steps of one size
+MOST_TO_EVENT = 20_000  # its limit on the way to an event, there for steps of one size alone
 
 
 def solve(
@@ -141,8 +141,8 @@ def _backend(request: Request, to_event: bool) -> tuple[Backend, str, int]:
             calls=calls,
             limit=limit,
         )
-        tableau = ADAPTIVE[request.method]
-        return NativeBackend(tableau, control), request.method, _ENDLESS
+        bound = MOST_TO_EVENT if to_event and limit is None else _ENDLESS
+        return NativeBackend(ADAPTIVE[request.method], control), request.method, bound
     tableau = on_grid(request.method, options.interp)
     if to_event:
         control = Fixed(size_to_event(options))
