@@ -124,6 +124,25 @@ def test_a_tensor_with_a_history_gets_its_gradient_once() -> None:
     )
 
 
+def test_a_computed_tensor_may_be_kept_in_parts() -> None:
+    """As splines keep their coefficients, of which only the whole is in `adjoint_params`."""
+    knots = torch.ones(2, dtype=DOUBLE, requires_grad=True)
+    whole = 2 * knots
+
+    class Spline(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("low", whole[:1])
+            self.register_buffer("high", whole[1:])
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return self.low + t * self.high + 0 * y
+
+    y0 = torch.zeros(1, dtype=DOUBLE)
+    odeint_adjoint(Spline(), y0, times(2, 1.0), adjoint_params=(whole,))[-1].sum().backward()
+    torch.testing.assert_close(knots.grad, torch.tensor([2.0, 1.0], dtype=DOUBLE))
+
+
 def test_a_norm_of_the_adjoint_gets_torchdiffeqs_tuple() -> None:
     """(t, *y, *adjoint, *parameters' adjoints), in their own shapes."""
     seen: set[tuple[tuple[int, ...], ...]] = set()

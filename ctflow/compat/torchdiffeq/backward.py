@@ -30,7 +30,7 @@ class Backward:
         like: Method, tolerances, options and callbacks; its dynamics and state are replaced.
         norm: None for torchdiffeq's own, "seminorm", or a function of
             (t, *y, *adjoint of y, *adjoints of the parameters).
-        params: Tensors wanted a gradient for.
+        params: Leaves wanted a gradient for.
         as_forward: Whether method and options are those of the forward solve.
     """
 
@@ -67,6 +67,14 @@ class Backward:
                     "Pass module.parameters()."
                 )
         wanted = tuple(p for p in params if isinstance(p, Tensor) and p.requires_grad)
+        # What is computed from others is found where the dynamics keep it, or parts of it.
+        leaves = tuple(p for p in wanted if p.is_leaf)
+        if callable(norm) and len(leaves) < len(wanted):
+            raise Unsupported(
+                "a `norm` of your own does not go with `adjoint_params` that are computed from "
+                f"other tensors, got {len(wanted) - len(leaves)} of them: ctflow cuts the graph "
+                "where the dynamics keep them. Leave one of the two out."
+            )
         like = asked(request.func, request.y0, request.t, *tolerances, method, given, "_adjoint")
         if isinstance(like.rtol, Tensor) or isinstance(like.atol, Tensor):
             raise InvalidProblem(
@@ -79,7 +87,7 @@ class Backward:
                 "steps whatever the error. Leave it out."
             )
         same = like.method == request.method and not (given.keys() - {"solver"})
-        return cls(like, norm, wanted, same)
+        return cls(like, norm, leaves, same)
 
 
 class Augmented:
