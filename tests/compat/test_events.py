@@ -124,6 +124,24 @@ def test_an_event_at_the_start_ends_the_solve_there() -> None:
         assert float(event_t) == 0.0
 
 
+@pytest.mark.parametrize("interface", [odeint, partial(odeint_adjoint, adjoint_params=())])
+@pytest.mark.parametrize("last", [0.5, 3.0])
+def test_a_last_time_may_end_the_solve(interface: Callable[..., Any], last: float) -> None:
+    """As torchdiffeq's example has it: zero behind it, a constant; before it a real event."""
+    y0 = torch.tensor([[4.905], [0.0]], dtype=DOUBLE).requires_grad_()
+
+    def floor_or_end(t: Tensor, y: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.zeros_like(t) if t > last else y[0]
+
+    event_t, (height, _) = odeint_event(
+        _fall, (y0[0], y0[1]), _now(), event_fn=floor_or_end, odeint_interface=interface
+    )
+    assert abs(float(event_t.detach()) - min(last, 1.0)) < 1e-6
+    (event_t + height[-1].sum()).backward()
+    expected = 1.0 if last < 1 else 1 / 9.81  # the state at a time that stays; or the time alone
+    torch.testing.assert_close(y0.grad[0].item(), expected, rtol=1e-5, atol=0)
+
+
 def test_what_cannot_be_an_event_is_refused() -> None:
     """By name, before the solve or when it is clear."""
     t = torch.tensor([0.0, 1.0], dtype=DOUBLE)

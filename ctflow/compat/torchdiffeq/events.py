@@ -14,6 +14,8 @@ from ctflow.backends.times import event_time
 from ctflow.compat.torchdiffeq.grid import first_sign_change
 from ctflow.compat.torchdiffeq.request import Request, State
 from ctflow.compat.torchdiffeq.solving import problem_of, solve
+from ctflow.compat.torchdiffeq.trajectory import trajectory
+from ctflow.dense import DenseSolution
 from ctflow.errors import InvalidProblem, SolveFailed
 from ctflow.event import Event
 from ctflow.state import leaves_of, map_leaves
@@ -24,6 +26,7 @@ EventFn: TypeAlias = Callable[[Tensor, Any], Any]
 Found: TypeAlias = tuple[Tensor, State]
 """Time of an event, 0-dim in float64, and the state there."""
 
+_HALVINGS = 60  # of a step: down to the rounding of time
 _HORIZON = 1e7  # how far from the start an event is looked for, in units of `t`
 
 
@@ -47,9 +50,16 @@ def checked_event(request: Request, event_fn: EventFn) -> EventFn:
 
     def combined(t: Tensor, y: State) -> Tensor:
         values = _values(event_fn, t, y)
+        wanted = t.requires_grad or any(part.requires_grad for part in leaves_of(y))
+        if wanted and torch.is_grad_enabled() and not values.requires_grad:
+            raise _Constant
         return values[0] if len(signs) == 1 else (values * signs).amin()
 
     return combined
+
+
+class _Constant(Exception):
+    """The event function returned a constant: it ends the solve in a branch of its own."""
 
 
 def _start(request: Request) -> tuple[Tensor, State]:
@@ -87,16 +97,65 @@ def find(request: Request, event_fn: EventFn, gradient: str) -> Found:
     if request.kind in ("adams", "implicit"):
         found = first_sign_change(request, event_fn)
         return found if gradient == "none" else implicit(request, event_fn, found, "direct")
+    try:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and gradient != "none"):
+            return _on_the_way(request, event_fn)
+    except _Constant:
+        with torch.no_grad():
+            t, y = _by_signs(request, event_fn)
+    if gradient == "none":
+        return t, y
+    if bool(t != t0.detach()):
+        y = _last(trajectory(replace(request, t=torch.stack([t0.double(), t]))))
+    return implicit(request, event_fn, (t, y), "direct")
+
+
+def _on_the_way(request: Request, event_fn: EventFn) -> Found:
+    """The first event as the native solver finds it: continuous functions, between steps too."""
+    t0 = request.t[0]
     far = t0.detach() + request.direction * _HORIZON
     whole = replace(request, t=torch.stack([t0.double(), far.double()]))
-    with torch.set_grad_enabled(torch.is_grad_enabled() and gradient != "none"):
-        record = solve(whole, "direct", event=Event(event_fn)).event
+    record = solve(whole, "direct", event=Event(event_fn)).event
     if record is None or int(record.ended_by) < 0:
-        raise SolveFailed(
-            f"`event_fn` has no sign change from t={float(t0):g} to t={float(far):g}: torchdiffeq "
-            "would go on for ever. Check the event, and the direction in which `t` points."
-        )
+        raise _never(float(t0), float(far))
     return record.t_end, record.y_end
+
+
+def _by_signs(request: Request, event_fn: EventFn) -> Found:
+    """The first event as torchdiffeq finds it: by the sign at the ends of steps, then halving.
+
+    For functions that return a constant somewhere, such as zero behind a last time.
+    """
+    if request.kind != "adaptive":
+        return first_sign_change(request, event_fn)
+    t, y = _start(request)
+    first, length = float(torch.sign(event_fn(t, y))), abs(float(request.t[1] - request.t[0]))
+    at = request.t[0].detach().double()
+    while length < _HORIZON:
+        ends = torch.stack([at, at + request.direction * length])
+        dense = cast(
+            "DenseSolution", solve(replace(request, y0=y, t=ends), "direct", dense=True).dense
+        )
+
+        def same(t: Tensor, dense: DenseSolution = dense) -> bool:
+            seen = t.to(request.layout.real_dtype)
+            return float(torch.sign(event_fn(seen, dense(t)))) == first
+
+        for low, high in zip(dense.t0[:, 0], dense.t1[:, 0], strict=True):
+            if not same(high):
+                for _ in range(_HALVINGS):
+                    middle = 0.5 * (low + high)
+                    low, high = (middle, high) if same(middle) else (low, middle)
+                return high, dense(high)
+        at, y, length = ends[1], dense(ends[1]), 2 * length
+    raise _never(float(request.t[0]), float(at))
+
+
+def _never(start: float, end: float) -> SolveFailed:
+    return SolveFailed(
+        f"`event_fn` has no sign change from t={start:g} to t={end:g}: torchdiffeq would go on for "
+        "ever. Check the event, and the direction in which `t` points."
+    )
 
 
 def implicit(request: Request, event_fn: EventFn, found: Found, gradient: str) -> Found:
@@ -116,6 +175,8 @@ def implicit(request: Request, event_fn: EventFn, found: Found, gradient: str) -
         return event_fn(layout.time(t.to(y.dtype)), layout.unpack(y)).reshape(1).to(y.dtype)
 
     with torch.enable_grad():
+        if not _depends(value, t, y):  # in a branch of its own, at a time that nothing moves
+            return t.reshape(()), found[1]
         at, state = t.clone().requires_grad_(), y.detach().requires_grad_()
         parts = torch.autograd.grad(value(at, state).sum(), (at, state), allow_unused=True)
     with torch.no_grad():
@@ -132,6 +193,19 @@ def implicit(request: Request, event_fn: EventFn, found: Found, gradient: str) -
         )
     moved_t, moved_y = event_time(value, flat, t, y, slope.to(y.dtype), gradient)
     return moved_t.reshape(()), layout.unpack(moved_y)
+
+
+def _depends(value: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> bool:
+    """Whether an event function depends on time or state there."""
+    try:
+        return value(t.clone().requires_grad_(), y.detach().requires_grad_()).requires_grad
+    except _Constant:
+        return False
+
+
+def _last(y: Any) -> Any:  # noqa: ANN401
+    """The last state of outputs."""
+    return y[-1] if isinstance(y, Tensor) else tuple(part[-1] for part in y)
 
 
 def stacked(y0: State, y1: State) -> State:
