@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["COMMITS", "PROGRAMS", "SUITES", "Program", "checkout", "ran", "table"]
+__all__ = ["COMMITS", "PROGRAMS", "SUITES", "Program", "checkout", "failures", "ran", "table"]
 
 ROOT = Path(__file__).parents[2]
 COMMITS = {
@@ -172,7 +172,7 @@ def _write_digits(scratch: Path) -> None:
         (folder / f"{name}-labels-idx1-ubyte").write_bytes(shape.tobytes() + y.tobytes())
 
 
-def _failures(output: str) -> list[str]:
+def failures(output: str) -> list[str]:
     """The tests that failed, as unittest and pytest name them."""
     names = re.findall(r"^(?:FAIL|ERROR): (\S+) \(\S+\)(.*)$", output, re.MULTILINE)
     found = [f"{name}{case}" for name, case in names]
@@ -196,7 +196,7 @@ def _suites() -> Iterator[dict[str, Any]]:
                 found = ran(program, library, Path(scratch))
             row[library] = {
                 "summary": _summary(found.output),
-                "failed": _failures(found.output),
+                "failed": failures(found.output),
                 "cpu_s": round(found.cpu, 1),
             }
             print(program.name, library, row[library], flush=True)  # noqa: T201

@@ -203,6 +203,34 @@ def test_second_derivatives_go_through_the_steps() -> None:
         first.sum().backward()
 
 
+def test_the_adjoint_goes_back_under_the_autocast_of_the_way_forth() -> None:
+    """As in torchdiffeq; casts of parameters that autocast keeps are not taken for others."""
+    found: list[Tensor] = []
+    for lib in BOTH:
+        field, y0 = nn.Linear(2, 2), torch.ones(3, 2, requires_grad=True)
+        with torch.no_grad():
+            field.weight.copy_(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = lib.odeint_adjoint(
+                lambda t, y, field=field: field(y).float(), y0, torch.tensor([0.0, 1.0]),
+                method="rk4", options={"step_size": 0.25}, adjoint_params=tuple(field.parameters()),
+            )  # fmt: skip
+        y[-1].sum().backward()
+        found.append(y0.grad)
+    torch.testing.assert_close(found[1], found[0], rtol=2e-2, atol=2e-2)
+
+
+def test_transforms_go_through_odeint_and_are_refused_elsewhere() -> None:
+    """By name; torchdiffeq's adaptive solvers fail deep inside."""
+    y0, t = torch.ones(2, dtype=DOUBLE), times(2, 1.0)
+    jacobian = torch.func.jacrev(lambda y0: odeint(lambda t, y: -y, y0, t)[-1])(y0)
+    torch.testing.assert_close(jacobian, torch.exp(-t[-1]) * torch.eye(2).double())
+    with pytest.raises(Unsupported, match=r"torch\.func"):
+        torch.func.jacrev(lambda y0: odeint_adjoint(lambda t, y: -y, y0, t)[-1])(y0)
+    with pytest.raises(Unsupported, match=r"torch\.func"):
+        torch.func.jacrev(lambda y0: odeint(lambda t, y: -y, y0, t, method="gl4")[-1])(y0)
+
+
 def _reference(field: Network, y0: Tensor) -> tuple[Tensor, ...]:
     y = odeint(field, y0, times(), **_TIGHT)
     return torch.autograd.grad(y[-1].sum(), (field.first, field.second))

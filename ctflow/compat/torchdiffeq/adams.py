@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ __all__ = ["Adams", "weights"]
 _GAUSS = np.polynomial.legendre.leggauss(7)
 _LEAST = 3  # values of f that the first Adams step needs; before it steps are Runge-Kutta's
 _MOST_ITERATIONS = 100
+_CALLER = 8  # frames up to whoever called `odeint`
 _ROUNDING = 8  # units in the last place below which an iteration cannot settle
 
 
@@ -51,6 +53,13 @@ class Adams:
         self._implicit = implicit
         self._rtol, self._atol = tolerances
         self._max_iters = max_iters
+        if max_order <= _LEAST:
+            warnings.warn(
+                f"max_order={max_order} leaves no Adams step: every step is Runge-Kutta's of "
+                "order 4. Take 4 or more.",
+                UserWarning,
+                stacklevel=_CALLER,
+            )
         self._known: deque[tuple[float, Tensor]] = deque(maxlen=max(max_order - 1, 1))
 
     def __call__(self, t0: Tensor, t1: Tensor, y0: Tensor, f0: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ jumps at outputs, and the doubts about the result are ctflow's own.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -33,6 +34,7 @@ from ctflow.compat.torchdiffeq.trajectory import trajectory
 from ctflow.errors import Unsupported
 from ctflow.solution import GradientReport
 from ctflow.state import leaves_of
+from ctflow.transforms import active
 
 __all__ = ["solve_adjoint", "solve_adjoint_event"]
 
@@ -48,15 +50,17 @@ def solve_adjoint(request: Request, backward: Backward) -> State:
         Unsupported: If `func` uses a tensor whose gradient would be lost.
         SolveFailed: If the last time was not reached; in the backward pass the first.
     """
+    _refuse_transforms()
     if request.kind == "scipy" and backward.as_forward:
         like = cast("Any", backward.like)
         own = Tolerances(like.rtol, like.atol)
         return solve(request, "adjoint", params=backward.params, backward=own).y
     if not torch.is_grad_enabled():
         return trajectory(request)
-    with torch.no_grad():
-        known = trajectory(request)
-    return _attached(request, backward, request.t, known)
+    with _no_cache(request):
+        with torch.no_grad():
+            known = trajectory(request)
+        return _attached(request, backward, request.t, known)
 
 
 def solve_adjoint_event(request: Request, event_fn: EventFn, backward: Backward) -> Found:
@@ -67,6 +71,7 @@ def solve_adjoint_event(request: Request, event_fn: EventFn, backward: Backward)
         event_fn: From `checked_event`.
         backward: How the adjoint equation is solved.
     """
+    _refuse_transforms()
     with torch.no_grad():
         t, y = find(request, event_fn, "none")
     if not torch.is_grad_enabled():
@@ -76,9 +81,24 @@ def solve_adjoint_event(request: Request, event_fn: EventFn, backward: Backward)
     pairs = zip(leaves_of(request.y0), leaves_of(y), strict=True)
     both = tuple(torch.stack([a.detach(), b]) for a, b in pairs)
     times = torch.stack([request.t[0].double(), t])
-    out = _attached(request, backward, times, both[0] if isinstance(y, Tensor) else both)
+    with _no_cache(request):
+        out = _attached(request, backward, times, both[0] if isinstance(y, Tensor) else both)
     end = out[-1] if isinstance(out, Tensor) else tuple(part[-1] for part in out)
     return implicit(request, event_fn, (t, end), "adjoint")
+
+
+def _no_cache(request: Request) -> AbstractContextManager[object]:
+    """Autocast without its cache: a cast of a parameter that is kept would look like another."""
+    autocast = Autocast.now(request.layout.device.type)
+    return autocast.again() if autocast.enabled else nullcontext()
+
+
+def _refuse_transforms() -> None:
+    if active():
+        raise Unsupported(
+            "odeint_adjoint cannot be used under torch.func transforms or in forward mode: its "
+            "backward pass is not a function of its inputs alone. Use odeint."
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -127,8 +127,8 @@ def odeint_adjoint(
     Example:
         >>> import torch
         >>> field = torch.nn.Linear(2, 2)
-        >>> y = odeint_adjoint(field_of_t := lambda t, y: field(y), torch.ones(2),
-        ...                    torch.tensor([0., 1.]), adjoint_params=field.parameters())
+        >>> t = torch.tensor([0., 1.])
+        >>> y = odeint_adjoint(lambda t, y: field(y), torch.ones(2), t)
         >>> y[-1].sum().backward()
         >>> field.weight.grad.shape
         torch.Size([2, 2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -149,6 +150,8 @@ class GivenGrid:
 
     nodes: Tensor
     calls: Calls | None = None
+
+    GIVEN: ClassVar[bool] = True
 
     def first(
         self, field: FlatField, tableau: Method, span: Span, y0: Tensor, f0: Tensor

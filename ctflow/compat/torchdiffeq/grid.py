@@ -23,7 +23,8 @@ from ctflow.compat.torchdiffeq.solving import (
     problem_of,
     size_to_event,
 )
-from ctflow.errors import SolveFailed
+from ctflow.errors import SolveFailed, Unsupported
+from ctflow.transforms import active
 
 __all__ = ["course", "first_sign_change"]
 
@@ -68,6 +69,11 @@ def course(request: Request) -> Any:  # noqa: ANN401
     Cost:
         As autograd records it: memory of every evaluation.
     """
+    if request.kind == "implicit" and active():
+        raise Unsupported(
+            f"method={request.method!r} differentiates `func` itself, which torch.func transforms "
+            "and forward mode would not see. Use dopri5 or rk4; backward() works."
+        )
     layout = request.layout
     flat = Field(problem_of(request), layout)
     y0 = layout.pack(cast("Any", request.y0))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ctflow.backends.captures import refuse_second
+from ctflow.backends.captures import refuse
 from ctflow.backends.jacobian import rows_of
 from ctflow.backends.native.step import FlatField
 from ctflow.errors import SolveFailed, Unsupported
@@ -198,4 +198,8 @@ class _Solved(torch.autograd.Function):
         """Solve with the transposed matrix."""
         slopes, matrix = ctx.saved_tensors
         found = torch.linalg.solve(matrix.T, gradients[0])
-        return *refuse_second((found,), "direct", (gradients[0], slopes)), None, None
+        message = (
+            "an implicit method on a given grid can be differentiated once, by the implicit "
+            "function theorem, not a second time. Take dopri5, or rk4 with small steps."
+        )
+        return *refuse((found,), message, (gradients[0], slopes)), None, None

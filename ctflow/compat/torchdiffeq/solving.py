@@ -15,7 +15,7 @@ from ctflow.backends.native.control import Control, Fixed
 from ctflow.backends.native.step import FlatField
 from ctflow.backends.native.stops import Sided, Stops
 from ctflow.backends.protocol import Backend, Gradient, Solver, Tolerances
-from ctflow.compat.torchdiffeq.calls import Calls
+from ctflow.compat.torchdiffeq.calls import Callbacks, Calls
 from ctflow.compat.torchdiffeq.control import AsTorchdiffeq, GivenGrid, Limit
 from ctflow.compat.torchdiffeq.methods import ADAPTIVE, on_grid
 from ctflow.compat.torchdiffeq.norms import flat_norm
@@ -124,7 +124,7 @@ def _backend(request: Request, to_event: bool) -> tuple[Backend, str, int]:
     options, layout = request.options, request.layout
     if isinstance(options, ScipyOptions):
         return registry.get("scipy"), options.solver, _ENDLESS
-    calls = Calls(request.callbacks, layout)
+    calls = None if request.callbacks == Callbacks() else Calls(request.callbacks, layout)
     if isinstance(options, AdaptiveOptions):
         most = options.max_num_steps
         limit = None if most == _ENDLESS else Limit(most, request.t.detach().cpu())
