@@ -176,7 +176,7 @@ def failures(output: str) -> list[str]:
     """The tests that failed, as unittest and pytest name them."""
     names = re.findall(r"^(?:FAIL|ERROR): (\S+) \(\S+\)(.*)$", output, re.MULTILINE)
     found = [f"{name}{case}" for name, case in names]
-    return found + re.findall(r"^FAILED (\S+)", output, re.MULTILINE)
+    return found + re.findall(r"^FAILED (\S+::\S+)", output, re.MULTILINE)
 
 
 def _summary(output: str) -> str:

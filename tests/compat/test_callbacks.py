@@ -57,6 +57,7 @@ def test_a_callback_is_told_before_the_step_where_it_stands() -> None:
 
 @pytest.mark.parametrize("name", _NAMES)
 def test_a_callback_that_is_never_called_brings_a_warning(name: str) -> None:
-    """It changes no number."""
-    with pytest.warns(UserWarning, match=name):
+    """It changes no number; the warning points at the program."""
+    with pytest.warns(UserWarning, match=name) as caught:
         odeint(Count(Network(), name), start().detach(), times(), method="scipy_solver")
+    assert caught[0].filename == __file__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ctflow.backends.native.methods import METHODS
 from ctflow.backends.native.step import FlatField, rk_step
+from ctflow.compat.torchdiffeq.warning import warn_caller
 from ctflow.errors import SolveFailed
 
 __all__ = ["Adams", "weights"]
@@ -19,7 +19,6 @@ __all__ = ["Adams", "weights"]
 _GAUSS = np.polynomial.legendre.leggauss(7)
 _LEAST = 3  # values of f that the first Adams step needs; before it steps are Runge-Kutta's
 _MOST_ITERATIONS = 100
-_CALLER = 8  # frames up to whoever called `odeint`
 _ROUNDING = 8  # units in the last place below which an iteration cannot settle
 
 
@@ -54,11 +53,9 @@ class Adams:
         self._rtol, self._atol = tolerances
         self._max_iters = max_iters
         if max_order <= _LEAST:
-            warnings.warn(
+            warn_caller(
                 f"max_order={max_order} leaves no Adams step: every step is Runge-Kutta's of "
-                "order 4. Take 4 or more.",
-                UserWarning,
-                stacklevel=_CALLER,
+                "order 4. Take 4 or more."
             )
         self._known: deque[tuple[float, Tensor]] = deque(maxlen=max(max_order - 1, 1))
 

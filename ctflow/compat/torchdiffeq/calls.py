@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -10,6 +9,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from ctflow.compat.torchdiffeq.methods import Kind
+from ctflow.compat.torchdiffeq.warning import warn_caller
 from ctflow.state import Layout
 
 __all__ = ["Callbacks", "Calls", "callbacks_of"]
@@ -24,7 +24,6 @@ _CALLED: dict[Kind, tuple[str, ...]] = {
     "implicit": NAMES[:1],
     "scipy": (),
 }
-_CALLER = 5  # frames up to whoever called `odeint`
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,9 @@ def callbacks_of(func: object, kind: Kind, suffix: str = "") -> Callbacks:
         if callback is not None and name not in called
     ]
     if unheard:
-        warnings.warn(
+        warn_caller(
             f"{', '.join(unheard)} of `func` will not be called: this method calls "
-            f"{', '.join(called) or 'none'}.",
-            UserWarning,
-            stacklevel=_CALLER,
+            f"{', '.join(called) or 'none'}."
         )
     return Callbacks(*(x if n in called else None for n, x in zip(NAMES, found, strict=True)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -14,11 +13,10 @@ from ctflow.backends.native.control import Adaptive, Span, Verdict, accept_finit
 from ctflow.backends.native.method import Method
 from ctflow.backends.native.step import FlatField, Step, combine
 from ctflow.compat.torchdiffeq.calls import Calls
+from ctflow.compat.torchdiffeq.warning import warn_caller
 from ctflow.errors import SolveFailed
 
 __all__ = ["AsTorchdiffeq", "GivenGrid", "Limit"]
-
-_CALLER = 14  # frames up to whoever called `odeint`
 
 
 @dataclass
@@ -129,12 +127,10 @@ class AsTorchdiffeq(Adaptive):
     def _warn(self, ratio: float, t: float) -> None:
         """Say once in a solve that its error is out of control."""
         if not self.forced:
-            warnings.warn(
+            warn_caller(
                 f"a step of the least size min_step={float(self.least):g} at t={t:.6g} was "
                 f"accepted with an error of {ratio:.3g} tolerances, as torchdiffeq does without a "
-                "word. Leave `min_step` out to keep to the tolerances.",
-                UserWarning,
-                stacklevel=_CALLER,
+                "word. Leave `min_step` out to keep to the tolerances."
             )
         self.forced.append(ratio)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -14,6 +13,7 @@ from torch import Tensor
 from ctflow.compat.torchdiffeq.calls import Callbacks, callbacks_of
 from ctflow.compat.torchdiffeq.methods import Kind, kind_of
 from ctflow.compat.torchdiffeq.options import Options, read
+from ctflow.compat.torchdiffeq.warning import warn_caller
 from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.state import Layout
 
@@ -21,8 +21,6 @@ __all__ = ["Request", "State", "asked", "checked_state", "checked_times"]
 
 State: TypeAlias = Tensor | tuple[Tensor, ...]
 Tolerance: TypeAlias = float | Tensor
-
-_CALLER = 4  # frames up to whoever called `odeint`
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +135,7 @@ def checked_times(t: object, layout: Layout) -> Tensor:
         )
     if t.device == layout.device:
         return t
-    warnings.warn("t is not on the device of y0 and is moved there.", stacklevel=_CALLER)
+    warn_caller("t is not on the device of y0 and is moved there.")
     return t.to(layout.device)
 
 
