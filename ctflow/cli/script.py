@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from ctflow.cli.output import STOPPED
+
 __all__ = ["run_module", "run_script"]
 
 _OURS = Path(__file__).parent
@@ -88,10 +90,8 @@ def _to_its_end(body: Callable[[], None]) -> None:
         raise
     except BaseException as error:
         error.__traceback__ = _without_ours(error.__traceback__)
-        if isinstance(error, KeyboardInterrupt):
-            raise
         sys.excepthook(type(error), error, error.__traceback__)
-        raise SystemExit(1) from None
+        raise SystemExit(STOPPED if isinstance(error, KeyboardInterrupt) else 1) from None
     raise SystemExit(0)
 
 

@@ -24,6 +24,8 @@ if __name__ == "__main__":
     print(odeint.__module__, __file__, sys.argv[1:], beside.NUMBER)
     if "fail" in sys.argv:
         fail()
+    if "interrupt" in sys.argv:
+        raise KeyboardInterrupt
     if "leave" in sys.argv:
         sys.exit(7)
     if "private" in sys.argv:
@@ -109,8 +111,9 @@ def test_an_error_is_shown_as_python_shows_it(
 
 
 def test_a_script_leaves_with_its_own_exit_code(within: Callable[..., int]) -> None:
-    """As `sys.exit` says."""
+    """As `sys.exit` says, and as shells say that it was interrupted."""
     assert within("--replace", "torchdiffeq", "program.py", "leave") == 7
+    assert within("--replace", "torchdiffeq", "program.py", "interrupt") == 130
 
 
 def test_a_part_of_the_library_that_is_not_there_is_missed_by_name(
