@@ -237,7 +237,8 @@ def table(results: dict[str, Any], which: str) -> str:
 
 def _cell(found: dict[str, Any]) -> str:
     n = len(found["failed"])
-    return f"{found['summary']}, {n} failure{'' if n == 1 else 's'}"
+    failed = f"{n} failure{'' if n == 1 else 's'}" if n else "OK"
+    return f"{found['summary'].removeprefix('Ran ')}, {failed}, {found['cpu_s']:.0f} s"
 
 
 def main() -> None:
