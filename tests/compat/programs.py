@@ -67,15 +67,15 @@ _PYTEST = ("-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider")
 
 PROGRAMS = (
     Program("import torchdiffeq", "torchdiffeq", None, ("nothing.py",)),  # what starting costs
-    _example("ode_demo", "--niters", "60"),
-    _example("ode_demo", "--niters", "60", "--adjoint"),
-    _example("bouncing_ball", "5"),
-    _example("bouncing_ball", "5", "--adjoint"),
-    _example("cnf", "--niters", "6"),
-    _example("cnf", "--niters", "6", "--adjoint"),
-    _example("latent_ode", "--niters", "8"),
+    _example("ode_demo", "--niters", "200"),
+    _example("ode_demo", "--niters", "100", "--adjoint"),
+    _example("bouncing_ball", "20"),
+    _example("bouncing_ball", "20", "--adjoint"),
+    _example("cnf", "--niters", "20"),
+    _example("cnf", "--niters", "20", "--adjoint"),
+    _example("latent_ode", "--niters", "30"),
     _example("latent_ode", "--niters", "8", "--adjoint", "True"),
-    _example("learn_physics", "--num_iterations", "2", "--save", "figures"),
+    _example("learn_physics", "--num_iterations", "8", "--save", "figures"),
     _example("odenet_mnist", *_MNIST, needs=("torchvision",)),
     _example("odenet_mnist", *_MNIST, "--adjoint", "True", needs=("torchvision",)),
 )
