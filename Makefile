@@ -8,7 +8,7 @@ bare = .venv-bare/bin/python
 run_tests = . ./.ci/compiler.sh && PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 pytest = $(python) -m pytest -p xdist -p hypothesispytest -n 2
 
-.PHONY: help environment reproduce test lint types unit optimized bare clean
+.PHONY: help environment reproduce test lint types docs unit optimized bare clean
 .NOTPARALLEL:
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo 'make test       set up .venv, then everything below'
 	@echo 'make lint       style and format'
 	@echo 'make types      static types'
+	@echo 'make docs       the documentation as a site, in site/'
 	@echo 'make unit       the tests, the examples in docstrings, README.md and docs/'
 	@echo 'make optimized  the tests under python -O, where assert statements vanish'
 	@echo 'make bare       the tests with no optional extra installed'
@@ -32,7 +33,7 @@ environment:
 reproduce: environment
 	$(python) -m ctflow.cli reproduce all --preset quick --workers 2 --check
 
-test: lint types unit optimized bare
+test: lint types docs unit optimized bare
 
 lint: environment
 	$(python) -m ruff check
@@ -40,6 +41,10 @@ lint: environment
 
 types: environment
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(python) -m pyright
+
+docs: environment
+	# Strictly: a broken link, a page outside the navigation or an unreadable docstring fails.
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
 
 unit: environment
 	$(run_tests) $(pytest) --doctest-modules ctflow tests

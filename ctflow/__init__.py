@@ -4,6 +4,7 @@ from ctflow.api import compile_ahead, odeint, odeint_dense, odeint_event, solve
 from ctflow.api_sde import sdeint, solve_sde
 from ctflow.backends.controller import Controller
 from ctflow.backends.protocol import Solver, Tolerances
+from ctflow.backends.tableau import Tableau
 from ctflow.dense import DenseSolution
 from ctflow.errors import (
     BackendUnavailable,
@@ -32,6 +33,7 @@ __all__ = [
     "Solver",
     "Stats",
     "Status",
+    "Tableau",
     "Tolerances",
     "Unsupported",
     "compile_ahead",

@@ -13,6 +13,7 @@ from torch import Tensor
 from ctflow.backends import registry
 from ctflow.backends.cost import split_cost, with_cost
 from ctflow.backends.protocol import Backend, Gradient, Solver, check, resolve
+from ctflow.backends.tableau import Tableau
 from ctflow.dense import DenseSolution
 from ctflow.errors import CtflowError, InvalidProblem, Unsupported
 from ctflow.event import Event, EventRecord
@@ -31,7 +32,7 @@ def odeint(
     t: Tensor | Sequence[float],
     *,
     backend: str | Backend | None = None,
-    method: str | None = None,
+    method: str | Tableau | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     gradient: Gradient | None = None,
@@ -48,7 +49,7 @@ def odeint(
         y0: Initial state at `t[0]`: a tensor, or tensors in tuples, lists and dicts.
         t: Output times, [T], strictly monotone, either direction.
         backend: Who solves: "native", "torchdiffeq", any installed plug-in, or a backend object.
-        method: "dopri5" and the like.
+        method: "dopri5" and the like, or a `Tableau` of your own.
         rtol: Relative tolerance.
         atol: Absolute tolerance, in units of `y`.
         gradient: "direct", "checkpointed" or "adjoint".
@@ -90,7 +91,7 @@ def odeint_dense(
     t: Tensor | Sequence[float],
     *,
     backend: str | Backend | None = None,
-    method: str | None = None,
+    method: str | Tableau | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     gradient: Gradient | None = None,
@@ -155,7 +156,7 @@ def odeint_event(
     event: Event | Sequence[Event],
     *,
     backend: str | Backend | None = None,
-    method: str | None = None,
+    method: str | Tableau | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     gradient: Gradient | None = None,
@@ -172,7 +173,7 @@ def odeint_event(
         t: Start and the latest end, [2]; or [B, 2], a row for each sample; either direction.
         event: An `Event`, or several in a list.
         backend: Who solves; a backend without events refuses.
-        method: "dopri5" and the like.
+        method: "dopri5" and the like, or a `Tableau` of your own.
         rtol: Relative tolerance.
         atol: Absolute tolerance, in units of `y`.
         gradient: "direct", "checkpointed" or "adjoint".

@@ -41,6 +41,8 @@ _MODULES = {
     "ctflow.backends.captures": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.times": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.controller": Place(4, frozenset({1})),
+    "ctflow.backends.trees": Place(4, frozenset()),
+    "ctflow.backends.tableau": Place(4, frozenset({1})),
     "ctflow.backends.jacobian": Place(4, frozenset()),
     "ctflow.backends.cost": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.events": Place(4, frozenset({1, 2, 3})),
@@ -81,7 +83,9 @@ _ALSO = {
     ("ctflow.backends.captures", "ctflow.backends.field"),
     ("ctflow.backends.captures", "ctflow.backends.places"),
     ("ctflow.backends.times", "ctflow.backends.captures"),
+    ("ctflow.backends.tableau", "ctflow.backends.trees"),
     ("ctflow.backends.protocol", "ctflow.backends.controller"),
+    ("ctflow.backends.protocol", "ctflow.backends.tableau"),
     ("ctflow.backends.adjoint", "ctflow.backends.field"),
     ("ctflow.backends.adjoint", "ctflow.backends.captures"),
     ("ctflow.dynamics.images", "ctflow.dynamics"),  # a whole network: a field in the layer

@@ -2,5 +2,15 @@
 
 from ctflow.backends.protocol import Backend, Feature, Solver, Tolerances
 from ctflow.backends.registry import available, get, register
+from ctflow.backends.tableau import Tableau
 
-__all__ = ["Backend", "Feature", "Solver", "Tolerances", "available", "get", "register"]
+__all__ = [
+    "Backend",
+    "Feature",
+    "Solver",
+    "Tableau",
+    "Tolerances",
+    "available",
+    "get",
+    "register",
+]

@@ -12,6 +12,7 @@ from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 import torch
 
 from ctflow.backends.controller import CONTROLLERS, Controller, ControllerName
+from ctflow.backends.tableau import Tableau
 from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import Resolved, Solution
@@ -68,6 +69,7 @@ class Feature(Enum):
     RAGGED = "samples with different numbers of times"
     EVENTS = "events"
     TRANSFORMS = "torch.func transforms and forward mode"
+    TABLEAU = "a tableau of your own as method"
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,8 @@ class Solver:
 
     Args:
         backend: Name of a backend, or a backend object.
-        method: "dopri5" and the like; "rodas5p" on the native backend for stiff problems. None
-            means dopri5 where the backend offers it.
+        method: "dopri5" and the like; "rodas5p" on the native backend for stiff problems; or a
+            `Tableau` of your own. None means dopri5 where the backend offers it.
         rtol: Relative tolerance; None takes it from a table by dtype.
         atol: Absolute tolerance, in units of `y`; likewise.
         step: Size of a fixed step, in units of `t`; None means adaptive steps.
@@ -136,7 +138,7 @@ class Solver:
     """
 
     backend: str | Backend = "native"
-    method: str | None = None
+    method: str | Tableau | None = None
     rtol: float | None = None
     atol: float | None = None
     step: float | None = None
@@ -162,10 +164,10 @@ class Solver:
         self._check_step_control()
         _check_choice("coupling", self.coupling, _COUPLINGS)
         _check_choice("gradient", self.gradient, _GRADIENTS)
-        if self.method is not None and not isinstance(self.method, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if self.method is not None and not isinstance(self.method, str | Tableau):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidProblem(
-                f"`method` must be a name, got {type(self.method).__name__}. "
-                "A tableau of your own goes into NativeBackend(tableau=...)."
+                f"`method` must be a name or a Tableau, got {type(self.method).__name__}. "
+                "Write method='tsit5', or method=Tableau(...) with coefficients of your own."
             )
         if self.backward is not None and not isinstance(self.backward, Tolerances):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidProblem(
@@ -380,6 +382,8 @@ def _reasons(problem: ODEProblem, solver: Solver, backend: Backend) -> list[str]
         reasons.append(
             "it takes no `controller`, `first_step`, `min_step`, `max_step` and `step_t`"
         )
+    if isinstance(solver.method, Tableau) and Feature.TABLEAU not in backend.features:
+        reasons.append(f"method={solver.method!r}: it has methods by name only")
     if problem.jump_t is not None and Feature.JUMPS not in backend.features:
         reasons.append("it does not restart at `jump_t`")
     if problem.event is not None and Feature.EVENTS not in backend.features:

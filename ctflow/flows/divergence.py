@@ -30,7 +30,7 @@ Field = Callable[[Tensor], Tensor]
 class Rates(NamedTuple):
     """What changes along a path at one place.
 
-    Args:
+    Attributes:
         velocity: dz/dt, [N, ...].
         divergence: Trace of its Jacobian, exact or estimated, [N].
         jacobian: Gives the squared Frobenius norm of its Jacobian, exact or estimated, [N].

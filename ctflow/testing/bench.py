@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ctflow.api import solve
 from ctflow.backends.protocol import Backend, Coupling, Feature, Gradient, Solver, check, resolve
+from ctflow.backends.tableau import Tableau
 from ctflow.errors import CtflowError
 from ctflow.problem import ODEProblem
 from ctflow.solution import Solution, raise_if_failed
@@ -40,7 +41,7 @@ class Bench:
     """
 
     backend: Backend
-    method: str | None
+    method: str | Tableau | None
     examples: int
     seed: int
     kinds: int | None = None

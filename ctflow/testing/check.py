@@ -100,6 +100,7 @@ def check_dynamics(
 
 
 inspect_dynamics = reporting(check_dynamics)
+"""The report of `check_dynamics`, whatever it says; takes its arguments."""
 
 _NOT_A_LEAF = "The .grad attribute of a Tensor that is not a leaf"
 _COMPARED = ("structure", "repeatable", "inputs", "finite")

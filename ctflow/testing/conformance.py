@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ctflow.backends import registry
 from ctflow.backends.protocol import Backend, Solver
+from ctflow.backends.tableau import Tableau
 from ctflow.testing import conduct_demands as conduct
 from ctflow.testing import gradient_demands as gradients
 from ctflow.testing import value_demands as values
@@ -114,7 +115,7 @@ _GRADIENTS = (
 def run_backend_conformance(
     backend: str | Backend,
     *,
-    method: str | None = None,
+    method: str | Tableau | None = None,
     examples: int = 20,
     kinds: int | None = None,
     seed: int = 0,
@@ -168,6 +169,7 @@ def run_backend_conformance(
 
 
 inspect_backend = reporting(run_backend_conformance)
+"""The report of `run_backend_conformance`, whatever it says; takes its arguments."""
 
 
 def _look(bench: Bench, demand: _Demand, routes: Iterable[Solver]) -> Finding:

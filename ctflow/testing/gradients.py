@@ -83,6 +83,7 @@ def check_gradients(
 
 
 inspect_gradients = reporting(check_gradients)
+"""The report of `check_gradients`, whatever it says; takes its arguments."""
 
 
 def _by_differences(

@@ -95,7 +95,9 @@ def steps(
         dtype: Of weights and points.
     """
     for name in backends:
-        solver = Solver(name, rtol=tolerance, atol=tolerance, coupling="shared", gradient="direct")
+        # Compiled, to evaluate again is cheaper than to fetch what was kept from memory.
+        gradient = "checkpointed" if name == "compiled" else "direct"
+        solver = Solver(name, rtol=tolerance, atol=tolerance, coupling="shared", gradient=gradient)
         flow = ContinuousFlow(base(dtype), model.field, model.t, solver=solver)
         yield Step(f"ctflow {name}", flow.log_prob)
     yield Step("torchdiffeq", _torchdiffeq(model, tolerance, dtype, adjoint=False))

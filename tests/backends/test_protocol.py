@@ -115,7 +115,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "text": ({"rtol": "1e-3"}, "Pass a float"),
     "coupling": ({"coupling": "both"}, "one of 'per_sample', 'shared', got 'both'"),
     "gradient": ({"gradient": "backsolve"}, "'checkpointed', 'direct', 'adjoint', got 'backsolve'"),
-    "tableau as method": ({"method": 5}, r"NativeBackend\(tableau=...\)"),
+    "number as method": ({"method": 5}, r"a name or a Tableau, got int. Write method='tsit5'"),
     "pair as tolerances": ({"backward": (1e-3, 1e-3)}, r"backward=Tolerances\("),
     "no step": ({"max_steps": 0}, "`max_steps` must be a positive integer"),
     "half a step": ({"max_steps": 1.5}, "`max_steps` must be a positive integer"),

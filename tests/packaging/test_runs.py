@@ -56,7 +56,8 @@ def test_the_bare_environment_has_no_optional_extra(tmp_path: Path) -> None:
 def test_make_test_runs_every_part(tmp_path: Path) -> None:
     """Style, types, tests and documents, `python -O`, and no extras."""
     plan = Workplace(tmp_path).make("--dry-run", "test").stdout
-    parts = ["ruff check", "ruff format --check", "pyright", "-n 2 --doctest-modules ctflow tests"]
+    parts = ["ruff check", "ruff format --check", "pyright", "mkdocs build --strict"]
+    parts += ["-n 2 --doctest-modules ctflow tests"]
     parts += ["PYTHONOPTIMIZE=1", ".venv-bare/bin/python -m pytest"]
     positions = [plan.index(part) for part in parts]
     assert positions == sorted(positions)

@@ -30,7 +30,7 @@ from ctflow.backends.native.gradients.quadrature import FAR, WithQuadrature
 from ctflow.backends.native.loop import resolution, step_end
 from ctflow.backends.native.step import combine, rk_step
 from ctflow.backends.native.stops import Stops
-from ctflow.backends.native.tableau import Tableau
+from ctflow.backends.tableau import Tableau
 
 __all__ = ["AdjointPhases", "AdjointProgram", "EffectProgram", "Ends", "Head", "Kept"]
 

@@ -17,13 +17,12 @@ from ctflow.backends.compiled.job import Job, rest_of
 from ctflow.backends.compiled.library import Sketch
 from ctflow.backends.compiled.reads import Reads, read
 from ctflow.backends.field import Field
-from ctflow.backends.native.backend import NativeBackend, counted, stops_of
+from ctflow.backends.native.backend import NativeBackend, counted, method_of, stops_of
 from ctflow.backends.native.control import Control
 from ctflow.backends.native.gradients.times import attach
 from ctflow.backends.native.loop import Integration
-from ctflow.backends.native.methods import IMPLICIT, METHODS
-from ctflow.backends.native.tableau import Tableau
 from ctflow.backends.protocol import Feature, Solver, resolved
+from ctflow.backends.tableau import Tableau
 from ctflow.backends.times import shift
 from ctflow.errors import Unsupported
 from ctflow.problem import ODEProblem
@@ -50,7 +49,7 @@ class CompiledBackend:
     """ctflow's solver as compiled programs: native's numbers without Python in the loop.
 
     Args:
-        tableau: A method of your own, in place of the one that `Solver.method` names.
+        tableau: A method in place of the one that `Solver.method` names.
         control: A step-size control of your own, in place of `Solver.step`, `rtol` and `atol`.
         exact: Leave elementary functions to the compiler; False approximates tanh in float32 by a
             rational function within 3 units in the last place.
@@ -77,14 +76,14 @@ class CompiledBackend:
     def refuse(self, problem: ODEProblem, solver: Solver) -> list[str]:
         """Reasons why it cannot do what is asked."""
         reasons = NativeBackend(self.tableau, self.control).refuse(problem, solver)
-        method = self.tableau or METHODS.get(solver.method or "dopri5")
-        if self.tableau is None and solver.method in IMPLICIT:
+        method = self.tableau or method_of(solver)
+        if method is not None and method.implicit:
             reasons.append(
-                f"method={solver.method!r} is implicit, and it compiles explicit ones; use "
+                f"method={method.name!r} is implicit, and it compiles explicit ones; use "
                 "backend='native'"
             )
         seminorm = solver.backward is not None and solver.backward.norm == "seminorm"
-        if method is not None and method.e_low is not None and seminorm:
+        if isinstance(method, Tableau) and method.e_low is not None and seminorm:
             reasons.append(f"method={method.name!r} has two estimates, no seminorm can add up both")
         return reasons
 
@@ -115,7 +114,7 @@ class CompiledBackend:
 
     def _job(self, problem: ODEProblem, solver: Solver) -> tuple[Job, Tensor, Tensor]:
         """The solve before it begins; initial state [B, N] and times [B, T] with their history."""
-        tableau = self.tableau or METHODS[str(solver.method)]
+        tableau = self.tableau or cast("Tableau", method_of(solver))
         layout = Layout.of(problem.y0, per_sample=solver.coupling == "per_sample")
         control = self.control or usual_control(solver, counted(problem, layout), layout.size)
         reads = read(problem)

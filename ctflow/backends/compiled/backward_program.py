@@ -15,7 +15,7 @@ from ctflow.backends.compiled.trace import Traced, graph_of
 from ctflow.backends.compiled.trial import Looped, loop
 from ctflow.backends.native.interpolate import coefficients, spread
 from ctflow.backends.native.step import FlatField, combine, extended, rk_step
-from ctflow.backends.native.tableau import Tableau
+from ctflow.backends.tableau import Tableau
 
 __all__ = ["Backward", "BackwardProgram", "Records"]
 

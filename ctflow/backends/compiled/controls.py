@@ -12,8 +12,8 @@ from torch import Tensor
 from ctflow.backends.native.backend import adaptive_or_fixed
 from ctflow.backends.native.control import Adaptive, Control, Fixed, Verdict
 from ctflow.backends.native.step import Step
-from ctflow.backends.native.tableau import Tableau
 from ctflow.backends.protocol import Solver
+from ctflow.backends.tableau import Tableau
 from ctflow.errors import Unsupported
 
 __all__ = [

@@ -21,7 +21,7 @@ from ctflow.backends.native.interpolate import at, coefficients
 from ctflow.backends.native.loop import resolution, step_end
 from ctflow.backends.native.step import FlatField, extended, rk_step
 from ctflow.backends.native.stops import Stops
-from ctflow.backends.native.tableau import Tableau
+from ctflow.backends.tableau import Tableau
 from ctflow.solution import Status
 
 __all__ = ["Forward", "ForwardProgram", "Head", "Summary", "stops_from"]

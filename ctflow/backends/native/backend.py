@@ -27,6 +27,7 @@ from ctflow.backends.native.stiffness import explained
 from ctflow.backends.native.stops import Stops
 from ctflow.backends.native.transformed import refused, steps_are_given
 from ctflow.backends.protocol import Feature, Solver, default_tolerances, resolved
+from ctflow.backends.tableau import Tableau
 from ctflow.backends.times import evaluations_of_shift, shift
 from ctflow.dense import DenseSolution
 from ctflow.errors import InvalidProblem
@@ -35,7 +36,14 @@ from ctflow.solution import Counts, GradientReport, Resolved, Solution, Stats
 from ctflow.state import Layout, leaves_of, widest
 from ctflow.transforms import active, is_moving, plain
 
-__all__ = ["NativeBackend", "adaptive_or_fixed", "backward_control", "counted", "stops_of"]
+__all__ = [
+    "NativeBackend",
+    "adaptive_or_fixed",
+    "backward_control",
+    "counted",
+    "method_of",
+    "stops_of",
+]
 
 _KNOWN: dict[str, Method] = {**METHODS, **IMPLICIT}
 
@@ -45,7 +53,7 @@ class NativeBackend:
     """ctflow's own Runge-Kutta and Rosenbrock solver.
 
     Args:
-        tableau: A method of your own, in place of the one that `Solver.method` names.
+        tableau: A method in place of the one that `Solver.method` names; a `Rosenbrock` too.
         control: A step-size control of your own, in place of `Solver.step`, `rtol` and `atol`.
 
     Example:
@@ -73,7 +81,7 @@ class NativeBackend:
     def refuse(self, problem: ODEProblem, solver: Solver) -> list[str]:
         """Reasons why it cannot do what is asked."""
         reasons: list[str] = []
-        method = self.tableau or _KNOWN.get(solver.method or "dopri5")
+        method = self.tableau or method_of(solver)
         if method is None:
             known = ", ".join(_KNOWN)
             reasons.append(f"method={solver.method!r} is not one of {known}")
@@ -84,6 +92,8 @@ class NativeBackend:
             )
         if method is not None and method.implicit:
             reasons += _refuse_implicit(method.name, problem, solver)
+        if self.tableau is not None and isinstance(solver.method, Tableau):
+            reasons.append(f"its own `tableau` stands in the place of method={solver.method!r}")
         if self.control is not None and solver.controls_steps:
             reasons.append("its own `control` stands in the place of `controller` and step limits")
         if solver.backward is not None and method is not None and method.e is None:
@@ -120,7 +130,7 @@ class NativeBackend:
 
     @torch.compiler.disable  # pyright: ignore - the loop goes by data, which no graph can
     def _solve(self, problem: ODEProblem, solver: Solver) -> Solution:
-        tableau = self.tableau or _KNOWN[str(solver.method)]
+        tableau = self.tableau or cast("Method", method_of(solver))
         layout = Layout.of(problem.y0, per_sample=solver.coupling == "per_sample")
         field = Field(problem, layout)
         times = _own_dtype(problem.t).expand(layout.batch, -1)
@@ -372,6 +382,12 @@ def _plain(
     total = None if errors is None else errors.total
     steps = None if course is None else course.result()
     return save.result(), outcome._replace(local_error=total, course=steps), []
+
+
+def method_of(solver: Solver) -> Method | None:
+    """The method that the settings mean; None where none has that name."""
+    asked = solver.method or "dopri5"
+    return asked if isinstance(asked, Tableau) else _KNOWN.get(asked)
 
 
 def counted(problem: ODEProblem, layout: Layout) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from ctflow.backends.native.rosenbrock import Rosenbrock
-from ctflow.backends.native.tableau import Tableau
+from ctflow.backends.tableau import Tableau
 
 __all__ = ["Method"]
 

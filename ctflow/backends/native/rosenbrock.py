@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal, NamedTuple
 
-from ctflow.backends.native.trees import Condition, conditions
+from ctflow.backends.trees import Condition, conditions
 from ctflow.errors import InvalidProblem
 
 __all__ = ["Rosenbrock", "Standard"]

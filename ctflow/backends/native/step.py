@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.native.method import Method
-from ctflow.backends.native.tableau import Tableau
+from ctflow.backends.tableau import Tableau
 
 __all__ = ["FlatField", "Step", "combine", "extended", "rk_step", "stage_times", "warm"]
 

@@ -13,7 +13,7 @@ from ctflow.backends.jacobian import products
 from ctflow.backends.native.control import Fixed
 from ctflow.backends.native.loop import Integration, Outcome
 from ctflow.backends.native.step import FlatField
-from ctflow.backends.native.tableau import Tableau
+from ctflow.backends.tableau import Tableau
 from ctflow.errors import CtflowError
 from ctflow.solution import Status, Stop
 from ctflow.transforms import active

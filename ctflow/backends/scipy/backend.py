@@ -96,7 +96,7 @@ class ScipyBackend:
 
     def refuse(self, problem: ODEProblem, solver: Solver) -> list[str]:
         """Reasons why it cannot do what is asked."""
-        name = solver.method or "dopri5"
+        name = str(solver.method or "dopri5")
         method = METHODS.get(name)
         reasons: list[str] = []
         if method is None:

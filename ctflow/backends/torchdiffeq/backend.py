@@ -72,7 +72,7 @@ class TorchdiffeqBackend:
 
     def refuse(self, problem: ODEProblem, solver: Solver) -> list[str]:
         """Reasons why it cannot do what is asked."""
-        reasons = [*_refuse_method(solver.method or "dopri5", solver.step)]
+        reasons = _refuse_method(str(solver.method or "dopri5"), solver.step)
         if solver.coupling == "per_sample":
             reasons.append("coupling='per_sample': it has one step size for the whole state")
         if problem.t.dim() == 2:

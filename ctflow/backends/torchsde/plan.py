@@ -54,8 +54,8 @@ def record(solver: Solver) -> Resolved:
 def reasons(problem: SDEProblem, solver: Solver) -> list[str]:
     """Why it cannot be done; [] if it can. Settings are complete."""
     method = str(solver.method)
-    if method not in SCHEMES:
-        return [f"method={method!r} is not one of {', '.join(SCHEMES)}"]
+    if solver.method not in SCHEMES:  # a tableau is none, whatever its name
+        return [f"method={solver.method!r} is not one of {', '.join(SCHEMES)}"]
     scheme, found = SCHEMES[method], [*_about_steps(problem, solver)]
     if solver.controls_steps or solver.step_t:
         found.append("it takes no `controller`, `first_step`, `min_step`, `max_step` and `step_t`")

@@ -79,3 +79,30 @@ def test_products_of_many_numbers_and_of_few_columns() -> None:
     wanted = [x.float() for x in products(*(x.double() for x in inputs))]
     for ours, right in zip(found, wanted, strict=True):
         assert float((ours - right).norm()) <= 1e-6 * float(right.norm())
+
+
+@pytest.mark.parametrize("shape", [(512, 64, 8), (64, 512, 8), (2048, 65, 15)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_of_a_tall_matrix_with_few_columns_are_turned(
+    shape: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    """The library sees few rows; the value is the same, with a row added too."""
+    rows, inner, columns = shape
+    a, b = torch.randn(rows, inner, dtype=dtype), torch.randn(inner, columns, dtype=dtype)
+    c = torch.randn(columns, dtype=dtype)
+
+    def products(a: Tensor, b: Tensor, c: Tensor) -> list[Tensor]:
+        return [a @ b, torch.addmm(c, a, b)]
+
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(x) for x in (a, b, c)]
+        graph = improved(graph_of(products, fakes), exact=False)
+    shapes = [
+        tuple(x.meta["val"].shape for x in node.args)
+        for node in graph.graph.nodes
+        if node.target is torch.ops.aten.mm.default
+    ]
+    assert shapes
+    assert set(shapes) == {((columns, inner), (inner, rows))}
+    for found, wanted in zip(graph(a, b, c), products(a, b, c), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)

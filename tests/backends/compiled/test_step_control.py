@@ -15,7 +15,7 @@ from ctflow.backends.compiled.build import counts
 from ctflow.backends.native.backend import NativeBackend
 from ctflow.backends.native.control import Adaptive, Span, Verdict
 from ctflow.backends.native.step import FlatField, Step
-from ctflow.backends.native.tableau import Tableau
+from ctflow.backends.tableau import Tableau
 
 DTYPE = torch.float64
 PLACE = 0.5

@@ -12,7 +12,7 @@ from ctflow.backends.native.loop import Integration, Outcome, integrate
 from ctflow.backends.native.methods import METHODS
 from ctflow.backends.native.observers import Observer
 from ctflow.backends.native.step import FlatField, Step
-from ctflow.backends.native.tableau import Tableau
+from ctflow.backends.tableau import Tableau
 
 __all__ = ["CountObserver", "Script", "SeenField", "run_loop"]
 

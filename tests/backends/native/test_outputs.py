@@ -14,7 +14,7 @@ from ctflow.backends.native.loop import Integration, integrate
 from ctflow.backends.native.methods import METHODS
 from ctflow.backends.native.observers import RecordGrid, SaveAt
 from ctflow.backends.native.step import extended, rk_step
-from ctflow.backends.native.tableau import Tableau
+from ctflow.backends.tableau import Tableau
 from tests.backends.native.stubs import Script, SeenField
 from tests.checks import check_close
 from tests.problems import FLOAT, limit_cycle, row_wise

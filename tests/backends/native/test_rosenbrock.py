@@ -15,7 +15,7 @@ from ctflow.backends.native.implicit import rosenbrock_step
 from ctflow.backends.native.interpolate import evaluate
 from ctflow.backends.native.methods import IMPLICIT, METHODS
 from ctflow.backends.native.step import Step, combine
-from ctflow.backends.native.trees import Tree, trees
+from ctflow.backends.trees import Tree, trees
 from tests.checks import check_relative
 from tests.problems import FLOAT, limit_cycle
 

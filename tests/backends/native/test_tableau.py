@@ -11,8 +11,8 @@ import pytest
 
 from ctflow import InvalidProblem
 from ctflow.backends.native.methods import METHODS
-from ctflow.backends.native.tableau import Tableau
-from ctflow.backends.native.trees import conditions, trees
+from ctflow.backends.tableau import Tableau
+from ctflow.backends.trees import conditions, trees
 
 methods = pytest.mark.parametrize("tableau", METHODS.values(), ids=METHODS.keys())
 ORDERS = {

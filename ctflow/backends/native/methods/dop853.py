@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctflow.backends.native.tableau import Tableau
+from ctflow.backends.tableau import Tableau
 
 __all__ = ["DOP853"]
 

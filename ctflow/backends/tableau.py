@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from ctflow.backends.native.trees import Condition, conditions
+from ctflow.backends.trees import Condition, conditions
 from ctflow.errors import InvalidProblem
 
 __all__ = ["Tableau"]
@@ -15,9 +15,9 @@ __all__ = ["Tableau"]
 _TOLERANCE = 1e-12  # published coefficients carry 15 digits or more
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tableau:
-    """One explicit Runge-Kutta method.
+    """One explicit Runge-Kutta method, for `Solver(method=...)`.
 
     Stages  k_i = f(t + c_i h, y + h sum_j a_ij k_j),  step  y1 = y + h sum_i b_i k_i,  error
     estimate  h sum_i e_i k_i,  inside the step  y(t + s h) = y + h sum_i k_i sum_j p_ij s^(j+1).
@@ -52,9 +52,18 @@ class Tableau:
         (order conditions), II.6 (continuous extensions) and II.10 (the error of DOP853).
 
     Example:
-        >>> from ctflow.backends.native.methods import METHODS
-        >>> METHODS["dopri5"].stages, METHODS["dopri5"].fsal
-        (7, True)
+        >>> from ctflow import Solver, Tableau
+        >>> heun3 = Tableau(
+        ...     name="heun3",
+        ...     order=3,
+        ...     c=(0.0, 1 / 3, 2 / 3),
+        ...     a=((), (1 / 3,), (0.0, 2 / 3)),
+        ...     b=(1 / 4, 0.0, 3 / 4),
+        ...     p=((1.0, -3 / 4), (0.0, 0.0), (0.0, 3 / 4)),
+        ...     source="Heun 1900",
+        ... )
+        >>> Solver(method=heun3, step=0.1)
+        Solver(backend='native', method=Tableau('heun3'), step=0.1)
     """
 
     name: str
@@ -73,6 +82,7 @@ class Tableau:
 
     def __post_init__(self) -> None:
         """Check the algebra."""
+        self._keep_numbers()
         self._check_lengths()
         for i, row in enumerate(self.a):
             self._require(_zero(math.fsum(row) - self.c[i]), f"row {i} of a to sum to c[{i}]")
@@ -87,6 +97,14 @@ class Tableau:
             self._require(_zero(math.fsum(row) - b[i]), f"row {i} of p to sum to b[{i}]")
         self._require(_zero(math.fsum(row[0] for row in self.p) - 1), "p to start with slope 1")
         self._check_lower_orders()
+
+    def __str__(self) -> str:
+        """Its name, as statistics and tables have it."""
+        return self.name
+
+    def __repr__(self) -> str:
+        """Its name, without the coefficients."""
+        return f"Tableau({self.name!r})"
 
     def __hash__(self) -> int:
         """By name and nodes: methods are looked up at every solve."""
@@ -127,6 +145,24 @@ class Tableau:
             x.append(1 + z * sum((u * v for u, v in zip(row, x, strict=True)), 0j))
         return 1 + z * sum((u * v for u, v in zip(self.b, x, strict=True)), 0j)
 
+    def _keep_numbers(self) -> None:
+        """Make tuples of plain numbers of lists, arrays and tensors; refuse everything else."""
+        for name, least in (("order", 1), ("error_order", 0), ("dense_order", 0)):
+            value = getattr(self, name)
+            known = value is None and name != "order"
+            whole = type(value) is int and value >= least
+            self._require(known or whole, f"a whole number from {least} on as {name}")
+        for name in ("c", "b", "e", "e_low"):
+            self._keep(name, lambda row: row if row is None else _numbers(row))
+        for name in ("a", "p"):
+            self._keep(name, lambda rows: tuple(_numbers(row) for row in rows))
+
+    def _keep(self, name: str, plain: Callable[[Any], object]) -> None:
+        try:
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        except (TypeError, ValueError):
+            self._require(False, f"finite numbers in {name}")
+
     def _check_lengths(self) -> None:
         s = len(self.b)
         fit = (
@@ -161,6 +197,14 @@ class Tableau:
                 f"tableau {self.name!r} must have {what}, which does not hold. "
                 "Check its coefficients against the source."
             )
+
+
+def _numbers(row: Sequence[float]) -> tuple[float, ...]:
+    """Plain floats, all finite."""
+    found = tuple(float(x) for x in row)
+    if not all(math.isfinite(x) for x in found):
+        raise ValueError
+    return found
 
 
 def _holds(one: Condition, weights: Sequence[float], value: float) -> bool:
