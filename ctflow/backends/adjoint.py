@@ -192,7 +192,7 @@ class Interval(NamedTuple):
 
 
 def walk(
-    solver: IntervalSolver, field: AdjointField, times: Tensor, out: Tensor, g: Tensor
+    solver: IntervalSolver, field: Linearised, times: Tensor, out: Tensor, g: Tensor
 ) -> tuple[Tensor, list[Interval]]:
     """Solve the adjoint equation from the last output time to the first.
 
@@ -222,7 +222,7 @@ def walk(
 
 def _interval(
     solver: IntervalSolver,
-    field: AdjointField,
+    field: Linearised,
     times: tuple[Tensor, Tensor],
     states: tuple[Tensor, Tensor],
     a: Tensor,
@@ -261,7 +261,7 @@ def _interval(
 
 
 def _drift(
-    field: AdjointField,
+    field: Linearised,
     times: tuple[Tensor, Tensor],
     rebuilt: Tensor,
     stored: Tensor,

@@ -15,6 +15,7 @@ from ctflow.cli.data import data
 from ctflow.cli.info import info
 from ctflow.cli.report import report
 from ctflow.cli.reproduce import reproduce
+from ctflow.cli.run import Program, run
 
 __all__ = ["app"]
 
@@ -33,6 +34,7 @@ app.command()(info)
 app.command()(check)
 app.command()(compare)
 app.command()(certify)
+app.command(cls=Program)(run)
 
 
 def _show_version(wanted: bool) -> None:

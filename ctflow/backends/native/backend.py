@@ -219,7 +219,7 @@ class NativeBackend:
                 return _run(problem, plan, field, y0, times, way, solver, kept)
 
         tolerances = (
-            (float(control.rtol), float(control.atol))
+            tuple(float(torch.as_tensor(x).amax()) for x in (control.rtol, control.atol))
             if isinstance(control, Adaptive)
             else default_tolerances(field.layout.real_dtype)
         )

@@ -1,0 +1,1 @@
+"""Other libraries' interfaces on ctflow's solvers, for programs that were written for them."""

@@ -1,0 +1,23 @@
+"""States at the output times of a request, by whoever has its method."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from ctflow.compat.torchdiffeq.grid import course
+from ctflow.compat.torchdiffeq.request import Request, State
+from ctflow.compat.torchdiffeq.solving import solve
+
+__all__ = ["trajectory"]
+
+
+def trajectory(request: Request) -> State:
+    """States at the output times, differentiable through the solver; scipy's by the adjoint.
+
+    Raises:
+        Unsupported: If the method cannot do it.
+        SolveFailed: If the last time was not reached.
+    """
+    if request.kind in ("adams", "implicit"):
+        return cast("State", course(request))
+    return solve(request, "adjoint" if request.kind == "scipy" else "direct").y
