@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from _harness.bands import Band
 from _harness.live import LiveLine
-from _harness.records import write_json
+from _harness.records import run_as, write_json
 from rich.console import Console
 
 from benchmarks.limits import Cost, chains, cost, limit
@@ -59,6 +59,7 @@ def passed(record: Mapping[str, object]) -> bool:
 
 def run(workload: Workload, config: Config, console: Console) -> dict[str, object]:
     """One workload."""
+    run_as(config.command)
     torch._dynamo.reset()
     case = workload.case(config.seed, config.rows)
     with LiveLine(console) as line, ExitStack() as stack:
