@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -113,7 +112,3 @@ def main(arguments: list[str]) -> int:
     again = command_line(name, preset, json.loads(changes))
     replace(outcome, command=again).write(Path(path))
     return 0 if outcome.ended in ("done", "skipped") else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -154,7 +154,7 @@ def _start(task: Task, root: Path, preset: str, logs: Path, environment: Mapping
     words = [str(root), task.name, preset, json.dumps(dict(task.changes)), str(result)]
     output = log.open("wb")
     process = subprocess.Popen(
-        [sys.executable, "-m", "ctflow.cli.outcome", *words],
+        [sys.executable, "-m", "ctflow.cli.worker", *words],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
