@@ -142,8 +142,14 @@ class Layout:
         """Whether the state is one bare tensor: the case worth a short way."""
         return bool(self.treespec.is_leaf())
 
+    @cached_property
+    def _is_plain(self) -> bool:
+        return self.is_tensor and not self.is_complex
+
     def unpack(self, flat: Tensor) -> Any:  # noqa: ANN401
         """The flat tensor [..., B, N] as the user's state, leading dimensions kept on each leaf."""
+        if self._is_plain and flat.dim() == 2:
+            return flat.reshape(self.shapes[0])
         lead = flat.shape[:-2]
         if self.is_tensor:
             return self._shaped(flat, lead + self.shapes[0])

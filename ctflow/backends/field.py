@@ -35,6 +35,7 @@ class Field:
         self._f: Callable[..., Any] = problem.f
         self._has_args = problem.args is not None
         self.layout = layout
+        self._on_cpu = layout.device.type == "cpu"  # the usual case has no time to lose
         self.args: Any = problem.args
         self._last: Tensor | None = None
         self._last_version = 0
@@ -57,8 +58,11 @@ class Field:
         version = None if y.is_inference() else y._version
         time, state = layout.time(t), layout.unpack(y)
         try:
-            with in_this_thread(layout.device):
+            if self._on_cpu:
                 dy = self._f(time, state, self.args) if self._has_args else self._f(time, state)
+            else:
+                with in_this_thread(layout.device):
+                    dy = self._f(time, state, self.args) if self._has_args else self._f(time, state)
         except RuntimeError as error:
             if _NEEDS_GRAD in str(error) and not torch.is_grad_enabled():
                 raise InvalidProblem(

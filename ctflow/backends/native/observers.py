@@ -10,10 +10,12 @@ from torch import Tensor
 from ctflow.backends.native.control import blended
 from ctflow.backends.native.interpolate import evaluate
 from ctflow.backends.native.method import Method
-from ctflow.backends.native.step import FlatField, Step, combine, extended
+from ctflow.backends.native.step import FlatField, Step, combine, extended, joined
 from ctflow.errors import InvalidProblem
 
 __all__ = ["Hits", "KeepCourse", "LocalError", "Observer", "RecordGrid", "Recorded", "SaveAt"]
+
+_MOST_HELD = 2**11  # numbers of steps whose interpolation is put off
 
 
 class Observer(Protocol):
@@ -64,6 +66,8 @@ class SaveAt:
         self._direction = direction
         self._y0 = y0
         self._values: list[Tensor] = []
+        self._pending: list[tuple[Step, Hits]] = []
+        self._held = 0  # numbers in them
         self.hits: list[Hits] = []
 
     def __call__(self, step: Step, t_new: Tensor) -> None:
@@ -85,10 +89,32 @@ class SaveAt:
             if len(inside):
                 step = extended(self._field, self._tableau, step)
                 self.n_f_evals[inside] += self._tableau.further
-        self._values.append(evaluate(self._tableau, step, hits.row, hits.times))
+        if self._pending and len(self._pending[0][0].k) != len(step.k):
+            self._interpolate()
+        self._pending.append((step, hits))
+        self._held += (len(step.k) + 2) * step.y0.numel()
+        if self._held > _MOST_HELD:
+            self._interpolate()
+
+    def _interpolate(self) -> None:
+        """States at the output times of the steps that were kept back, all at once.
+
+        A step of a small system takes less time than the twenty small operations of an interpolant.
+        """
+        pending, self._pending, self._held = self._pending, [], 0
+        if not pending:
+            return
+        step, (row, _, times) = pending[0]
+        if len(pending) > 1:
+            batch = len(step.t0)
+            row = torch.cat([hits.row + i * batch for i, (_, hits) in enumerate(pending)])
+            times = torch.cat([hits.times for _, hits in pending])
+            step = joined([own for own, _ in pending])
+        self._values.append(evaluate(self._tableau, step, row, times))
 
     def result(self) -> Tensor:
         """States at the output times, [T, B, N]; NaN at those that no step reached."""
+        self._interpolate()
         batch, n_times = self._grid.shape
         values = torch.cat([self._y0, *self._values])
         places = [hits.column * batch + hits.row for hits in self.hits]

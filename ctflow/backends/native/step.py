@@ -12,7 +12,7 @@ from torch import Tensor
 from ctflow.backends.native.method import Method
 from ctflow.backends.tableau import Tableau
 
-__all__ = ["FlatField", "Step", "combine", "extended", "rk_step", "stage_times", "warm"]
+__all__ = ["FlatField", "Step", "combine", "extended", "joined", "rk_step", "stage_times", "warm"]
 
 
 class FlatField(Protocol):
@@ -104,6 +104,16 @@ def extended(field: FlatField, tableau: Method, step: Step) -> Step:
     for i in range(len(k), len(tableau.a)):
         k.append(field(times[i], torch.addcmul(step.y0, combine(tableau.a[i], k), step.h)))
     return step._replace(k=tuple(k))
+
+
+def joined(steps: Sequence[Step]) -> Step:
+    """Several steps as one of as many samples more, for what looks at samples one by one."""
+    t0, t1, y0, y1, h = (
+        torch.cat([step[i] for step in steps])  # pyright: ignore[reportArgumentType]
+        for i in range(5)
+    )
+    k = tuple(torch.cat(each) for each in zip(*(step.k for step in steps), strict=True))
+    return Step(t0, t1, y0, y1, h, k)
 
 
 def combine(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
