@@ -56,9 +56,10 @@ optimized: environment
 bare: environment
 	$(python) .ci/bare_environment.py .venv-bare
 	# Two halves side by side: there is no xdist without extras. The first is shown when it ends.
-	@export OMP_NUM_THREADS=1; half=.venv-bare/backends.log; \
-	( $(run_tests) $(bare) -m pytest tests/backends >$$half 2>&1 ) & first=$$!; \
-	( $(run_tests) $(bare) -m pytest tests --ignore=tests/packaging --ignore=tests/backends ); second=$$?; \
+	@export OMP_NUM_THREADS=1; half=.venv-bare/native.log; \
+	( $(run_tests) $(bare) -m pytest tests/backends/native >$$half 2>&1 ) & first=$$!; \
+	( $(run_tests) $(bare) -m pytest tests --ignore=tests/packaging \
+		--ignore=tests/backends/native ); second=$$?; \
 	wait $$first; first=$$?; cat $$half; test $$first -eq 0 -a $$second -eq 0
 
 clean:
