@@ -56,10 +56,10 @@ optimized: environment
 bare: environment
 	$(python) .ci/bare_environment.py .venv-bare
 	# Two halves side by side: there is no xdist without extras. The first is shown when it ends.
-	@export OMP_NUM_THREADS=1; half=.venv-bare/native.log; \
-	( $(run_tests) $(bare) -m pytest tests/backends/native >$$half 2>&1 ) & first=$$!; \
+	@export OMP_NUM_THREADS=1; half=.venv-bare/solvers.log; solvers='native compiled'; \
+	( $(run_tests) $(bare) -m pytest $$(printf 'tests/backends/%s ' $$solvers) >$$half 2>&1 ) & first=$$!; \
 	( $(run_tests) $(bare) -m pytest tests --ignore=tests/packaging \
-		--ignore=tests/backends/native ); second=$$?; \
+		$$(printf -- '--ignore=tests/backends/%s ' $$solvers) ); second=$$?; \
 	wait $$first; first=$$?; cat $$half; test $$first -eq 0 -a $$second -eq 0
 
 clean:
