@@ -47,6 +47,7 @@ _MODULES = {
     "ctflow.backends.cost": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.events": Place(4, frozenset({1, 2, 3})),
     "ctflow.backends.adjoint": Place(4, frozenset({1, 2, 3})),
+    "ctflow.backends.adjoint_node": Place(4, frozenset()),
     "ctflow.backends.registry": Place(5, frozenset(range(1, 5))),
     "ctflow.backends": Place(5, frozenset(range(1, 6))),
     "ctflow.api": Place(7, frozenset(range(1, 6))),
@@ -88,6 +89,7 @@ _ALSO = {
     ("ctflow.backends.protocol", "ctflow.backends.tableau"),
     ("ctflow.backends.adjoint", "ctflow.backends.field"),
     ("ctflow.backends.adjoint", "ctflow.backends.captures"),
+    ("ctflow.backends.adjoint_node", "ctflow.backends.captures"),
     ("ctflow.dynamics.images", "ctflow.dynamics"),  # a whole network: a field in the layer
     ("ctflow.dynamics.images", "ctflow.dynamics.block"),
 }

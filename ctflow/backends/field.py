@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -32,10 +31,9 @@ class Field:
     """
 
     def __init__(self, problem: ODEProblem, layout: Layout) -> None:
-        self._f: Callable[..., Any] = problem.f
+        self._f = in_this_thread(problem.f, layout.device)
         self._has_args = problem.args is not None
         self.layout = layout
-        self._on_cpu = layout.device.type == "cpu"  # the usual case has no time to lose
         self.args: Any = problem.args
         self._last: Tensor | None = None
         self._last_version = 0
@@ -58,11 +56,7 @@ class Field:
         version = None if y.is_inference() else y._version
         time, state = layout.time(t), layout.unpack(y)
         try:
-            if self._on_cpu:
-                dy = self._f(time, state, self.args) if self._has_args else self._f(time, state)
-            else:
-                with in_this_thread(layout.device):
-                    dy = self._f(time, state, self.args) if self._has_args else self._f(time, state)
+            dy = self._f(time, state, self.args) if self._has_args else self._f(time, state)
         except RuntimeError as error:
             if _NEEDS_GRAD in str(error) and not torch.is_grad_enabled():
                 raise InvalidProblem(
@@ -95,18 +89,24 @@ class Field:
         self._last_version = 0 if dy.is_inference() else dy._version
 
 
-def in_this_thread(device: torch.device) -> AbstractContextManager[object]:
-    """While `f` is evaluated, what it differentiates itself is recorded in this thread.
+def in_this_thread(f: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """f, so that what it differentiates itself is recorded in the thread that calls it.
 
     Beside the CPU, autograd differentiates in a thread of each device, and threads number their
     nodes apart: `captures` could not tell what an evaluation recorded from what was there before.
 
     Args:
-        device: Of the state.
+        f: The dynamics.
+        device: Of the state; on the CPU f is as it should be.
     """
     if device.type == "cpu":
-        return nullcontext()
-    return torch.autograd.set_multithreading_enabled(False)
+        return f
+
+    def alone(*arguments: Any) -> Any:  # noqa: ANN401
+        with torch.autograd.set_multithreading_enabled(False):
+            return f(*arguments)
+
+    return alone
 
 
 _CHANGED = (

@@ -24,7 +24,7 @@ from torch import Tensor
 from ctflow.backends.captures import refuse, refuse_second
 from ctflow.transforms import active
 
-__all__ = ["evaluations_of_shift", "event_time", "shift"]
+__all__ = ["attach_times", "evaluations_of_shift", "event_time", "shift"]
 
 
 class Slope(Protocol):
@@ -66,6 +66,29 @@ def shift(
     slope = _finite(field(half.to(y.dtype), middle))
     known.append(slope.detach())
     return _Shift.apply(y, t, slope, sign, known, gradient)  # pyright: ignore
+
+
+def attach_times(field: Slope, t: Tensor, y0: Tensor, out: Tensor) -> Tensor:
+    """The outputs of one system, found by an adjoint, with the gradients of their times.
+
+    Args:
+        field: f on flat tensors.
+        t: Output times, [T], with a gradient.
+        y0: Initial state before its own `shift`, [1, N]: output 0, which no time moves.
+        out: States at the output times, [T, 1, N].
+
+    Returns:
+        States [T, 1, N], equal to `out`.
+
+    Cost:
+        One evaluation of f for each output time.
+    """
+    shifted = [y0]
+    for at, y in zip(t[1:].split(1), out[1:].unbind(), strict=True):
+        with torch.no_grad():
+            f = field(at.to(y.dtype), y)
+        shifted.append(shift(field, at, y, 1.0, f, "adjoint"))
+    return torch.stack(shifted)
 
 
 def event_time(

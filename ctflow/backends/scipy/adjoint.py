@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from functools import partial
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ctflow.backends.adjoint import AdjointField, RanAway, conclude, walk
-from ctflow.backends.captures import Autocast, Captures, refuse_second, refuse_several
+from ctflow.backends.adjoint_node import attach_adjoint
+from ctflow.backends.captures import Captures
 from ctflow.backends.field import Field
 from ctflow.backends.scipy.course import Plan, Stopped, Tally, follow
 from ctflow.backends.scipy.forward import Forward
@@ -68,31 +70,7 @@ def attach(job: Job, out: Tensor, y0: Tensor) -> Tensor:
         Memory of the outputs. Backward: for each evaluation of the augmented system one of f and
         its vector-Jacobian products with respect to the state and to all parameters.
     """
-    return _Adjoint.apply(job, out, y0, *job.captures.inputs)  # pyright: ignore
-
-
-class _Adjoint(torch.autograd.Function):
-    """The solve as one node of autograd's graph."""
-
-    @staticmethod
-    def forward(ctx: Any, job: Job, out: Tensor, y0: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ANN401, ARG004
-        """Hand the states on."""
-        result = out.clone()  # `out` stays as it is, whatever is done to the result
-        ctx.save_for_backward(result, *inputs)
-        ctx.job, ctx.autocast = job, Autocast.now(out.device.type)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
-        """Solve the adjoint equation."""
-        refuse_several(gradients, "adjoint")
-        out, *inputs = ctx.saved_tensors  # also checks that nothing was changed in place
-        with torch.no_grad(), ctx.autocast.again():
-            found = _pull_back(ctx.job, out.detach(), gradients[0])
-        asked = [
-            g if need else None for g, need in zip(found, ctx.needs_input_grad[2:], strict=True)
-        ]
-        return None, None, *refuse_second(asked, "adjoint", (gradients[0], out, *inputs))
+    return attach_adjoint(partial(_pull_back, job), out, y0, job.captures.inputs)
 
 
 def _pull_back(job: Job, out: Tensor, g: Tensor) -> list[Tensor]:

@@ -18,7 +18,7 @@ from ctflow.backends.scipy.adjoint import NORMS, Norm
 from ctflow.backends.scipy.forward import Forward, refuse_transforms
 from ctflow.backends.scipy.integrators import METHODS
 from ctflow.backends.scipy.slope import array
-from ctflow.backends.times import shift
+from ctflow.backends.times import attach_times, shift
 from ctflow.errors import InvalidProblem
 from ctflow.problem import ODEProblem
 from ctflow.solution import GradientReport, Solution, Stats
@@ -167,18 +167,8 @@ def _run(
     job = adjoint.Job(forward, captures, norm, times.detach().unsqueeze(0), report, [])
     out = adjoint.attach(job, out, start)
     if moving:
-        out = _attach_times(field, times, y0, out)
+        out = attach_times(field, times, y0, out)
     return out, job.stats
-
-
-def _attach_times(field: Field, times: Tensor, y0: Tensor, out: Tensor) -> Tensor:
-    """The outputs with the gradients of their times; output 0 is y0, which no time moves."""
-    shifted = [y0]
-    for t, y in zip(times[1:].split(1), out[1:].unbind(), strict=True):
-        with torch.no_grad():
-            f = field(t.to(y.dtype), y)
-        shifted.append(shift(field, t, y, 1.0, f, "adjoint"))
-    return torch.stack(shifted)
 
 
 @cache

@@ -73,8 +73,8 @@ class Dynamics:
         marker = sequence_number()
         time = t.detach().to(y.dtype)
         has_args = self._problem.args is not None
-        with in_this_thread(y.device):
-            value = call(time, y, self.field.args) if has_args else call(time, y)
+        call = in_this_thread(call, y.device)
+        value = call(time, y, self.field.args) if has_args else call(time, y)
         self._check(name, value, y)
         if self.inspect is not None and torch.is_grad_enabled():
             self.inspect(value, y, marker, time)

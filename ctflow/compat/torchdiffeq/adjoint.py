@@ -9,23 +9,18 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ctflow.backends.adjoint import conclude, walk
-from ctflow.backends.captures import (
-    Autocast,
-    Captures,
-    refuse_second,
-    refuse_several,
-    sequence_number,
-)
+from ctflow.backends.adjoint_node import attach_adjoint
+from ctflow.backends.captures import Autocast, Captures, sequence_number
 from ctflow.backends.field import Field
-from ctflow.backends.native.step import FlatField
 from ctflow.backends.protocol import Tolerances
-from ctflow.backends.times import shift
+from ctflow.backends.times import attach_times, shift
 from ctflow.compat.torchdiffeq.backward import Augmented, Backward, Intervals
 from ctflow.compat.torchdiffeq.events import EventFn, Found, find, implicit
 from ctflow.compat.torchdiffeq.request import Request, State
@@ -33,7 +28,7 @@ from ctflow.compat.torchdiffeq.solving import beside, problem_of, solve
 from ctflow.compat.torchdiffeq.trajectory import trajectory
 from ctflow.errors import Unsupported
 from ctflow.solution import GradientReport
-from ctflow.state import leaves_of
+from ctflow.state import leaves_of, widest
 from ctflow.transforms import active
 
 __all__ = ["solve_adjoint", "solve_adjoint_event"]
@@ -134,7 +129,7 @@ def _attached(request: Request, backward: Backward, times: Tensor, known: State)
     flat = Field(problem, layout)
     captures = Captures(problem, flat)
     y0 = layout.pack(cast("Any", request.y0))
-    t = times.double() if times.device.type != "mps" else times
+    t = times.to(widest(times.device))
     marker, leaf = sequence_number(), y0.detach().requires_grad_()
     there = beside(request, flat, after=True)
     reached = there(t[:1].detach().to(y0.dtype), leaf)
@@ -145,43 +140,9 @@ def _attached(request: Request, backward: Backward, times: Tensor, known: State)
     start = shift(there, t[:1], y0, -1.0, reached.detach(), "adjoint") if moving else y0
     out = torch.cat([x.reshape(len(t), 1, -1) for x in leaves_of(known)], dim=-1)
     job = _Job(request, backward, flat, captures, t.detach().unsqueeze(0))
-    out: Tensor = _Adjoint.apply(job, out, start, *captures.inputs)  # pyright: ignore
+    out = attach_adjoint(partial(_pull_back, job), out, start, captures.inputs)
     before = beside(request, flat, after=False)
-    return layout.unpack(_with_times(before, t, y0, out) if moving else out)
-
-
-def _with_times(flat: FlatField, t: Tensor, y0: Tensor, out: Tensor) -> Tensor:
-    """The outputs [T, 1, N] with the gradients of their times; no time moves output 0."""
-    shifted = [y0]
-    for at, y in zip(t[1:].split(1), out[1:].unbind(), strict=True):
-        with torch.no_grad():
-            f = flat(at.to(y.dtype), y)
-        shifted.append(shift(flat, at, y, 1.0, f, "adjoint"))
-    return torch.stack(shifted)
-
-
-class _Adjoint(torch.autograd.Function):
-    """The solve as one node of autograd's graph."""
-
-    @staticmethod
-    def forward(ctx: Any, job: _Job, out: Tensor, y0: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ANN401, ARG004
-        """Hand the states on."""
-        result = out.clone()  # `out` stays as it is, whatever is done to the result
-        ctx.save_for_backward(result, *inputs)
-        ctx.job, ctx.autocast = job, Autocast.now(out.device.type)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
-        """Solve the adjoint equation."""
-        refuse_several(gradients, "adjoint")
-        out, *inputs = ctx.saved_tensors  # also checks that nothing was changed in place
-        with torch.no_grad(), ctx.autocast.again():
-            found = _pull_back(ctx.job, out.detach(), gradients[0])
-        asked = [
-            g if need else None for g, need in zip(found, ctx.needs_input_grad[2:], strict=True)
-        ]
-        return None, None, *refuse_second(asked, "adjoint", (gradients[0], out, *inputs))
+    return layout.unpack(attach_times(before, t, y0, out) if moving else out)
 
 
 def _pull_back(job: _Job, out: Tensor, g: Tensor) -> list[Tensor]:

@@ -64,7 +64,7 @@ def odeint(
         >>> odeint(lambda t, y: -y, torch.ones(2), t, method="rk4").shape
         torch.Size([3, 2])
     """
-    request = _asked(func, y0, t, rtol, atol, method, options)
+    request = _noted(asked(func, y0, t, rtol, atol, method, options))
     if event_fn is not None:
         found = find(request, checked_event(request, event_fn), "direct")
         return found[0].to(request.t), stacked(request.y0, found[1])
@@ -133,7 +133,7 @@ def odeint_adjoint(
         >>> field.weight.grad.shape
         torch.Size([2, 2])
     """
-    request = _asked(func, y0, t, rtol, atol, method, options)
+    request = _noted(asked(func, y0, t, rtol, atol, method, options))
     if adjoint_params is None and isinstance(func, nn.Module):
         adjoint_params = func.parameters()
     if adjoint_method not in (None, method) and options and adjoint_options is None:
@@ -255,7 +255,7 @@ def odeint_dense(
     """
     ends = [x if isinstance(x, Tensor) else torch.tensor(float(x)).double() for x in (t0, t1)]
     t = torch.stack([x.reshape(()).to(ends[0]) for x in ends])
-    request = _asked(func, y0, t, rtol, atol, method, options)
+    request = _noted(asked(func, y0, t, rtol, atol, method, options))
     if request.kind != "adaptive":
         raise Unsupported(
             f"odeint_dense is for methods that adapt their steps, got {request.method!r}; "
@@ -264,20 +264,12 @@ def odeint_dense(
     return cast("DenseSolution", solve(request, "direct", dense=True).dense)
 
 
-def _asked(
-    func: Callable[..., Any],
-    y0: object,
-    t: object,
-    rtol: object,
-    atol: object,
-    method: str | None,
-    options: dict[str, Any] | None,
-) -> Request:
+def _noted(request: Request) -> Request:
     """The request, noted for an `odeint_event` around it."""
     reached = _reached.get()
     if reached is not None:
         reached.append(True)
-    return asked(func, y0, t, rtol, atol, method, options)
+    return request
 
 
 def _alone(request: Request) -> Any:  # noqa: ANN401

@@ -24,6 +24,7 @@ from ctflow.compat.torchdiffeq.solving import (
     size_to_event,
 )
 from ctflow.errors import SolveFailed, Unsupported
+from ctflow.state import widest
 from ctflow.transforms import active
 
 __all__ = ["course", "first_sign_change"]
@@ -185,4 +186,4 @@ def _between(request: Request, field: _Window, piece: _Piece, t: Tensor) -> Tens
 
 def _own_dtype(t: Tensor) -> Tensor:
     """Times in their own dtype: float64 where the device has it."""
-    return t.float() if t.device.type == "mps" else t.double()
+    return t.to(widest(t.device))

@@ -25,6 +25,7 @@ from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.event import Event
 from ctflow.problem import ODEProblem
 from ctflow.solution import Solution, raise_if_failed
+from ctflow.state import widest
 
 __all__ = ["MOST_TO_EVENT", "beside", "grid_of", "problem_of", "size_to_event", "solve"]
 
@@ -147,7 +148,7 @@ def _backend(request: Request, to_event: bool) -> tuple[Backend, str, int]:
     if to_event:
         control = Fixed(size_to_event(options))
         return NativeBackend(tableau, control), request.method, MOST_TO_EVENT
-    control = GivenGrid(grid_of(request).to(_time_dtype(request)), calls)
+    control = GivenGrid(grid_of(request).to(widest(request.t.device)), calls)
     return NativeBackend(tableau, control), request.method, _ENDLESS
 
 
@@ -171,16 +172,12 @@ def size_to_event(options: GridOptions) -> float:
     return options.step_size
 
 
-def _time_dtype(request: Request) -> torch.dtype:
-    return torch.float32 if request.t.device.type == "mps" else torch.float64
-
-
 def beside(request: Request, flat: Field, *, after: bool) -> FlatField:
     """f on flat tensors, times of jumps and of a perturbed grid evaluated after them, or before."""
     jumps = _jumps(request)
     if jumps is None:
         return flat
-    times = jumps.to(request.t.device, _time_dtype(request))
+    times = jumps.to(request.t.device, widest(request.t.device))
     ahead = times.new_tensor([request.direction if after else -request.direction])
     return Sided(flat, Stops(times, times), ahead)
 

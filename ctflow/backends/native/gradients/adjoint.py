@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ctflow.backends.adjoint import AdjointField, RanAway, conclude, walk
-from ctflow.backends.captures import Autocast, Captures, refuse_second, refuse_several
+from ctflow.backends.adjoint_node import pulled_back, remember
+from ctflow.backends.captures import Captures
 from ctflow.backends.field import Field
 from ctflow.backends.native.control import Control
 from ctflow.backends.native.gradients.quadrature import FAR, WithQuadrature
@@ -93,22 +95,14 @@ class _Adjoint(torch.autograd.Function):
         save = plan.saver(job.field, y0)
         job.outcomes.append(plan(job.field, y0, job.f0, [save, job.range]))
         out = save.result()
-        ctx.save_for_backward(out, *inputs)
-        ctx.job, ctx.autocast = job, Autocast.now(y0.device.type)
+        remember(ctx, out, inputs)
+        ctx.job = job
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
         """Solve the adjoint equation."""
-        refuse_several(gradients, "adjoint")
-        out, *inputs = ctx.saved_tensors  # also checks that nothing was changed in place
-        job: _Job = ctx.job
-        with torch.no_grad(), ctx.autocast.again():
-            found = _pull_back(job, out.detach(), gradients[0])
-        asked = [
-            g if need else None for g, need in zip(found, ctx.needs_input_grad[1:], strict=True)
-        ]
-        return None, *refuse_second(asked, "adjoint", (gradients[0], out, *inputs))
+        return None, *pulled_back(ctx, gradients, partial(_pull_back, ctx.job), 1)
 
 
 def _pull_back(job: _Job, out: Tensor, g: Tensor) -> list[Tensor]:
