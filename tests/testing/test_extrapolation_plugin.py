@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,8 @@ from ctflow.backends import available
 from ctflow.cli import main
 from ctflow.testing import run_backend_conformance
 from tests.problems import FLOAT, blow_up, decay
+from tests.testing.plugin_install import install
 
-SOURCE = Path(__file__).parents[1] / "plugins/ctflow_extrapolation"
 PROBLEM = ODEProblem(decay, torch.ones(3, dtype=FLOAT), [0.0, 1.0])
 ORDERS = {"gbs6": 6, "gbs8": 8, "gbs10": 10}
 
@@ -29,11 +27,7 @@ ORDERS = {"gbs6": 6, "gbs8": 8, "gbs10": 10}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which pip has installed the plug-in."""
-    target = tmp_path_factory.mktemp("site")
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target"]
-    command = [sys.executable, "-m", "pip", "install", *options, str(target), str(SOURCE)]
-    subprocess.run(command, check=True, capture_output=True)
-    return target
+    return install("ctflow_extrapolation", tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,18 +17,13 @@ from ctflow.backends import available
 from ctflow.testing import certify, check_gradients, run_backend_conformance
 from tests.problems import FLOAT, blow_up, decay
 from tests.testing.hard_problems import oscillating
-
-SOURCE = Path(__file__).parents[1] / "plugins/ctflow_torchode"
+from tests.testing.plugin_install import install
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which pip has installed the plug-in."""
-    target = tmp_path_factory.mktemp("site")
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target"]
-    command = [sys.executable, "-m", "pip", "install", *options, str(target), str(SOURCE)]
-    subprocess.run(command, check=True, capture_output=True)
-    return target
+    return install("ctflow_torchode", tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture(autouse=True)
