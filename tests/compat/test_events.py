@@ -188,3 +188,19 @@ def test_the_dense_solution_is_that_of_torchdiffeq(ends: tuple[float, float]) ->
         sol(3.0)
     with pytest.raises(Unsupported, match="adapt their steps"):
         odeint_dense(Network(), y0, t0, t1, method="rk4")
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint", "heun2", "heun3", "rk4"])
+def test_a_constant_event_function_is_met_on_the_methods_own_steps(method: str) -> None:
+    """The time is torchdiffeq's, and the state the one that its same method comes to there."""
+
+    def late(t: Tensor, y: Tensor) -> Tensor:
+        return torch.tensor(1.0 if t < 2.6 else -1.0)
+
+    y0, t0 = torch.ones(2, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    settings: dict[str, Any] = {"method": method, "options": {"step_size": 0.25}}
+    t, y = odeint_event(lambda t, y: -y, y0, t0, event_fn=late, **settings)
+    wanted, _ = theirs.odeint_event(lambda t, y: -y, y0, t0, event_fn=late, **settings)
+    torch.testing.assert_close(t, wanted, rtol=1e-6, atol=0.0)
+    there = theirs.odeint(lambda t, y: -y, y0, torch.stack([t0, t]), **settings)
+    torch.testing.assert_close(y, there, rtol=1e-12, atol=0.0)

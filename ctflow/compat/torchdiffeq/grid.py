@@ -1,4 +1,4 @@
-"""Methods that only torchdiffeq has, on a given grid: Adams and implicit Runge-Kutta ones."""
+"""On a given grid: Adams and implicit methods, which only torchdiffeq has, and events by signs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.field import Field
+from ctflow.backends.native.step import rk_step
 from ctflow.backends.native.stops import Stops
 from ctflow.backends.times import shift
 from ctflow.compat.torchdiffeq.adams import Adams
 from ctflow.compat.torchdiffeq.calls import Calls
 from ctflow.compat.torchdiffeq.implicit import TABLEAUS, ImplicitStep
+from ctflow.compat.torchdiffeq.methods import on_grid
 from ctflow.compat.torchdiffeq.options import GridOptions
 from ctflow.compat.torchdiffeq.request import Request
 from ctflow.compat.torchdiffeq.solving import (
@@ -162,6 +164,9 @@ def _pieces(
 
 
 def _stepper(request: Request, field: _Window, options: GridOptions) -> Stepper:
+    if request.kind == "runge_kutta":  # on the way to an event that only signs can find
+        tableau = on_grid(request.method, options.interp)
+        return lambda t0, t1, y0, f0: rk_step(field, tableau, t0, t1, y0, f0).y1
     if request.kind == "implicit":
         return ImplicitStep(field, TABLEAUS[request.method], options.max_iters)
     implicit = request.method != "explicit_adams"
