@@ -11,6 +11,14 @@ import pytest
 from torch import Tensor, nn
 
 from ctflow.backends.compiled import job, library
+from ctflow.backends.compiled.linker import folders_without_spaces
+
+
+@pytest.fixture
+def any_folder() -> Iterator[None]:
+    """What a test gives to torch.compile is linked in a folder with spaces too."""
+    with folders_without_spaces():
+        yield
 
 
 @contextmanager

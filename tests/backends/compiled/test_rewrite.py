@@ -43,6 +43,7 @@ def test_parts_of_a_constant_are_taken_out_one_by_one() -> None:
         torch.testing.assert_close(ours, wanted)
 
 
+@pytest.mark.usefixtures("any_folder")
 @pytest.mark.compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about itself
 def test_the_factor_of_a_sum_with_a_matrix_product_is_kept() -> None:
@@ -58,6 +59,7 @@ def test_the_factor_of_a_sum_with_a_matrix_product_is_kept() -> None:
         torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.usefixtures("any_folder")
 @pytest.mark.compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about itself
 def test_products_of_many_numbers_and_of_few_columns() -> None:
