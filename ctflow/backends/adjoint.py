@@ -32,6 +32,7 @@ __all__ = [
     "conclude",
     "drift_of",
     "effect_of_drift",
+    "recorded",
     "size_of",
     "walk",
     "warn",
@@ -87,6 +88,29 @@ class Linearised(Protocol):
         ...
 
 
+def recorded(
+    field: Field, captures: Captures, leaves: tuple[Tensor, ...], t: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A leaf with the values of y, and f there with its graph.
+
+    Args:
+        field: dy/dt on flat tensors.
+        captures: What it reads beside t and y.
+        leaves: What stands in the place of `captures.inputs` now.
+        t: Times [B].
+        y: States [B, N].
+
+    Raises:
+        Unsupported: If f reached a tensor that the forward pass could not name.
+    """
+    with torch.enable_grad():
+        state = y.detach().requires_grad_()
+        marker = sequence_number()
+        dy = field(t, state)
+        captures.recheck(dy, state, marker, leaves, t)
+    return state, dy
+
+
 class AdjointField:
     """f and its vector-Jacobian products, while the captured tensors stand as in the forward pass.
 
@@ -105,11 +129,7 @@ class AdjointField:
     def __call__(self, t: Tensor, y: Tensor, a: Tensor) -> Evaluated:
         """Evaluate f and a df/dy at times [B], states [B, N] and adjoints [B, N]."""
         self.n_f_evals += 1
-        with torch.enable_grad():
-            state = y.detach().requires_grad_()
-            marker = sequence_number()
-            dy = self._field(t, state)
-            self._captures.recheck(dy, state, marker, self.leaves, t)
+        state, dy = recorded(self._field, self._captures, self.leaves, t, y)
         (pulled,) = pull((dy,), (state,), (a,), keep=True) if dy.requires_grad else (None,)
         return Evaluated(dy, state, a, torch.zeros_like(y) if pulled is None else pulled, t)
 

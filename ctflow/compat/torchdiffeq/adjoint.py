@@ -25,7 +25,7 @@ from ctflow.compat.torchdiffeq.backward import Augmented, Backward, Intervals
 from ctflow.compat.torchdiffeq.events import EventFn, Found, find, implicit
 from ctflow.compat.torchdiffeq.request import Request, State
 from ctflow.compat.torchdiffeq.solving import beside, problem_of, solve
-from ctflow.compat.torchdiffeq.trajectory import trajectory
+from ctflow.compat.torchdiffeq.trajectory import last, trajectory
 from ctflow.errors import Unsupported
 from ctflow.solution import GradientReport
 from ctflow.state import leaves_of, widest
@@ -78,8 +78,7 @@ def solve_adjoint_event(request: Request, event_fn: EventFn, backward: Backward)
     times = torch.stack([request.t[0].double(), t])
     with _no_cache(request):
         out = _attached(request, backward, times, both[0] if isinstance(y, Tensor) else both)
-    end = out[-1] if isinstance(out, Tensor) else tuple(part[-1] for part in out)
-    return implicit(request, event_fn, (t, end), "adjoint")
+    return implicit(request, event_fn, (t, last(out)), "adjoint")
 
 
 def _no_cache(request: Request) -> AbstractContextManager[object]:

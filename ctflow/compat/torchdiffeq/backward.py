@@ -9,13 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ctflow.backends.adjoint import Evaluated, RanAway
-from ctflow.backends.captures import Captures, pull, sequence_number
+from ctflow.backends.adjoint import Evaluated, RanAway, recorded
+from ctflow.backends.captures import Captures, pull
 from ctflow.backends.field import Field
 from ctflow.compat.torchdiffeq.norms import Norm, flat_norm, mixed
 from ctflow.compat.torchdiffeq.options import AdaptiveOptions
 from ctflow.compat.torchdiffeq.request import Request, asked
-from ctflow.compat.torchdiffeq.trajectory import trajectory
+from ctflow.compat.torchdiffeq.trajectory import last, trajectory
 from ctflow.errors import InvalidProblem, SolveFailed, Unsupported
 from ctflow.solution import Solution
 
@@ -106,11 +106,7 @@ class Augmented:
 
     def __call__(self, t: Tensor, y: Tensor, a: Tensor) -> Evaluated:
         """Evaluate f, a df/dy and a df/dtheta at times [1], states [1, N] and adjoints [1, N]."""
-        with torch.enable_grad():
-            state = y.detach().requires_grad_()
-            marker = sequence_number()
-            dy = self._flat(t, state)
-            self._captures.recheck(dy, state, marker, self.leaves, t)
+        state, dy = recorded(self._flat, self._captures, self.leaves, t, y)
         wanted = (state, *self.leaves)
         none = [None] * len(wanted)
         found = pull((dy,), wanted, (a,), keep=False) if dy.requires_grad else none
@@ -181,7 +177,7 @@ class Intervals:
         """State at t_to [1] from that at t_from, as the forward pass would find it."""
         t = torch.cat([t_from, t_to])
         again = replace(self._request, y0=self._layout.unpack(y), t=t)
-        return self._layout.pack(_last(trajectory(again)))
+        return self._layout.pack(last(trajectory(again)))
 
     def _slope(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """d[t, y, a, q]/dt = [0, f, -a df/dy, -a df/dtheta]."""
@@ -226,8 +222,3 @@ class Intervals:
 
 def _parts(y: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
     return (y,) if isinstance(y, Tensor) else tuple(y)
-
-
-def _last(y: Any) -> Any:  # noqa: ANN401
-    """The last state of outputs."""
-    return y[-1] if isinstance(y, Tensor) else tuple(part[-1] for part in y)

@@ -14,7 +14,7 @@ from ctflow.backends.times import event_time
 from ctflow.compat.torchdiffeq.grid import first_sign_change
 from ctflow.compat.torchdiffeq.request import Request, State
 from ctflow.compat.torchdiffeq.solving import problem_of, solve
-from ctflow.compat.torchdiffeq.trajectory import trajectory
+from ctflow.compat.torchdiffeq.trajectory import last, trajectory
 from ctflow.dense import DenseSolution
 from ctflow.errors import InvalidProblem, SolveFailed
 from ctflow.event import Event
@@ -106,7 +106,7 @@ def find(request: Request, event_fn: EventFn, gradient: str) -> Found:
     if gradient == "none":
         return t, y
     if bool(t != t0.detach()):
-        y = _last(trajectory(replace(request, t=torch.stack([t0.double(), t]))))
+        y = last(trajectory(replace(request, t=torch.stack([t0.double(), t]))))
     return implicit(request, event_fn, (t, y), "direct")
 
 
@@ -201,11 +201,6 @@ def _depends(value: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) ->
         return value(t.clone().requires_grad_(), y.detach().requires_grad_()).requires_grad
     except _Constant:
         return False
-
-
-def _last(y: Any) -> Any:  # noqa: ANN401
-    """The last state of outputs."""
-    return y[-1] if isinstance(y, Tensor) else tuple(part[-1] for part in y)
 
 
 def stacked(y0: State, y1: State) -> State:

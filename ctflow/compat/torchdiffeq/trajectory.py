@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
+
+from torch import Tensor
 
 from ctflow.compat.torchdiffeq.grid import course
 from ctflow.compat.torchdiffeq.request import Request, State
 from ctflow.compat.torchdiffeq.solving import solve
 
-__all__ = ["trajectory"]
+__all__ = ["last", "trajectory"]
 
 
 def trajectory(request: Request) -> State:
@@ -21,3 +23,8 @@ def trajectory(request: Request) -> State:
     if request.kind in ("adams", "implicit"):
         return cast("State", course(request))
     return solve(request, "adjoint" if request.kind == "scipy" else "direct").y
+
+
+def last(y: Any) -> Any:  # noqa: ANN401
+    """The last state of outputs."""
+    return y[-1] if isinstance(y, Tensor) else tuple(part[-1] for part in y)
