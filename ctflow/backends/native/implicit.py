@@ -10,7 +10,7 @@ from torch import Tensor
 from ctflow.backends.captures import boundary, sequence_number
 from ctflow.backends.jacobian import rows_of
 from ctflow.backends.native.rosenbrock import Rosenbrock
-from ctflow.backends.native.step import FlatField, Step, combine, stage_times
+from ctflow.backends.native.step import FlatField, Step, combine, moved_by, stage_times
 from ctflow.errors import InvalidProblem
 
 __all__ = ["Linearised", "check_visible", "linearise", "rosenbrock_step"]
@@ -69,12 +69,12 @@ def rosenbrock_step(
     for i in range(method.stages):
         right = start.dy
         if i:
-            right = field(times[i], torch.addcmul(y0, combine(method.a[i], k), h))
+            right = field(times[i], moved_by(y0, method.a[i], k, h))
             right = right + combine(method.m[i], k)
         if start.by_t is not None and method.d[i]:
             right = torch.addcmul(right, start.by_t, h * method.d[i])
         k.append(solve(right * method.gamma))
-    y1 = torch.addcmul(y0, combine(method.b, k), h)
+    y1 = moved_by(y0, method.b, k, h)
     return Step(t0, t1, y0, y1, h, tuple(k), seen)
 
 

@@ -15,7 +15,7 @@ from ctflow.errors import InvalidProblem
 
 __all__ = ["Hits", "KeepCourse", "LocalError", "Observer", "RecordGrid", "Recorded", "SaveAt"]
 
-_MOST_HELD = 2**11  # numbers of steps whose interpolation is put off
+_MOST_HELD = 2**13  # numbers of steps whose outputs are put off
 
 
 class Observer(Protocol):
@@ -49,10 +49,6 @@ class SaveAt:
         grid: Output times, [B, T], the start first.
         direction: +1 or -1, [B].
         y0: State at the start, [B, N].
-
-    Attributes:
-        hits: For each step seen, the output times inside it.
-        n_f_evals: Evaluations of such stages on behalf of each sample, int64 [B].
     """
 
     def __init__(
@@ -60,48 +56,88 @@ class SaveAt:
     ) -> None:
         self._field = field
         self._tableau = tableau
-        self.n_f_evals = torch.zeros(grid.shape[0], dtype=torch.int64)
+        self._n_f_evals = torch.zeros(grid.shape[0], dtype=torch.int64)
         self._grid = grid
         self._ahead = grid * direction.unsqueeze(1)
         self._direction = direction
         self._y0 = y0
         self._values: list[Tensor] = []
+        self._seen: list[tuple[Step, Tensor]] = []
+        self._held = 0  # numbers in them, and in what finds their output times
+        self._hits: list[Hits] = []
         self._pending: list[tuple[Step, Hits]] = []
-        self._held = 0  # numbers in them
-        self.hits: list[Hits] = []
 
     def __call__(self, step: Step, t_new: Tensor) -> None:
-        """Interpolate at the output times in (t0, t_new]."""
-        start = (step.t0 * self._direction).unsqueeze(1)
-        end = (t_new * self._direction).unsqueeze(1)
-        inside = (self._ahead > start) & (self._ahead <= end)
-        row, column = inside.nonzero(as_tuple=True)
-        hits = Hits(row, column, self._grid[row, column])
-        self.save(step, hits)
+        """Keep the states at the output times in (t0, t_new]."""
+        self._seen.append((step, t_new))
+        self._hold(step, self._ahead.numel())
 
     def save(self, step: Step, hits: Hits) -> None:
-        """Interpolate at known output times of a step."""
-        self.hits.append(hits)
+        """Keep the states at known output times of a step."""
+        self._note(step, hits)
+        self._hold(step, 0)
+
+    @property
+    def hits(self) -> list[Hits]:
+        """For each step seen, the output times inside it."""
+        self._flush()
+        return self._hits
+
+    @property
+    def n_f_evals(self) -> Tensor:
+        """Evaluations of stages for the interpolant alone, on behalf of each sample, int64 [B]."""
+        self._flush()
+        return self._n_f_evals
+
+    def _hold(self, step: Step, more: int) -> None:
+        """Wait for further steps, as long as they are small.
+
+        A step of a small system takes less time than the thirty small operations that find its
+        output times and interpolate there: these are done for several steps at once.
+        """
+        self._held += (len(step.k) + 2) * step.y0.numel() + more
+        if self._held > _MOST_HELD:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Do what was put off."""
+        if self._seen:
+            seen, self._seen = self._seen, []
+            for (step, _), hits in zip(seen, self._found(seen), strict=True):
+                self._note(step, hits)
+        self._interpolate()
+        self._held = 0
+
+    def _found(self, seen: list[tuple[Step, Tensor]]) -> list[Hits]:
+        """The output times in each of some steps."""
+        start = torch.stack([step.t0 for step, _ in seen])
+        end = torch.stack([t_new for _, t_new in seen])
+        start, end = ((t * self._direction).unsqueeze(2) for t in (start, end))
+        inside = (self._ahead > start) & (self._ahead <= end)
+        which, row, column = inside.nonzero(as_tuple=True)
+        hits = Hits(row, column, self._grid[row, column])
+        if len(seen) == 1:
+            return [hits]
+        n_each = torch.bincount(which, minlength=len(seen)).tolist()
+        return [Hits(*parts) for parts in zip(*(x.split(n_each) for x in hits), strict=True)]
+
+    def _note(self, step: Step, hits: Hits) -> None:
+        """Add to what is to be interpolated."""
+        self._hits.append(hits)
         if not len(hits.row):
             return
         if self._tableau.further:
             inside = hits.row[hits.times != step.t1[hits.row]].unique().cpu()
             if len(inside):
                 step = extended(self._field, self._tableau, step)
-                self.n_f_evals[inside] += self._tableau.further
+                self._n_f_evals[inside] += self._tableau.further
         if self._pending and len(self._pending[0][0].k) != len(step.k):
             self._interpolate()
         self._pending.append((step, hits))
-        self._held += (len(step.k) + 2) * step.y0.numel()
-        if self._held > _MOST_HELD:
-            self._interpolate()
 
     def _interpolate(self) -> None:
-        """States at the output times of the steps that were kept back, all at once.
-
-        A step of a small system takes less time than the twenty small operations of an interpolant.
-        """
-        pending, self._pending, self._held = self._pending, [], 0
+        """States at the output times of the steps that wait for it, all at once."""
+        pending, self._pending = self._pending, []
         if not pending:
             return
         step, (row, _, times) = pending[0]
@@ -114,10 +150,10 @@ class SaveAt:
 
     def result(self) -> Tensor:
         """States at the output times, [T, B, N]; NaN at those that no step reached."""
-        self._interpolate()
+        self._flush()
         batch, n_times = self._grid.shape
         values = torch.cat([self._y0, *self._values])
-        places = [hits.column * batch + hits.row for hits in self.hits]
+        places = [hits.column * batch + hits.row for hits in self._hits]
         start = torch.arange(batch, device=values.device)
         blank = values.new_full((n_times * batch, values.shape[1]), torch.nan)
         filled = blank.index_copy(0, torch.cat([start, *places]), values)

@@ -12,7 +12,18 @@ from torch import Tensor
 from ctflow.backends.native.method import Method
 from ctflow.backends.tableau import Tableau
 
-__all__ = ["FlatField", "Step", "combine", "extended", "joined", "rk_step", "stage_times", "warm"]
+__all__ = [
+    "FlatField",
+    "Step",
+    "combine",
+    "extended",
+    "joined",
+    "moved_by",
+    "rk_step",
+    "scaled",
+    "stage_times",
+    "warm",
+]
 
 
 class FlatField(Protocol):
@@ -86,9 +97,9 @@ def rk_step(
     k = [field(times[0], y0) if f0 is None else f0]
     y = y0
     for i in range(1, tableau.stages):
-        y = torch.addcmul(y0, combine(tableau.a[i], k), h)
+        y = moved_by(y0, tableau.a[i], k, h)
         k.append(field(times[i], y))
-    y1 = y if tableau.fsal else torch.addcmul(y0, combine(tableau.b, k), h)
+    y1 = y if tableau.fsal else moved_by(y0, tableau.b, k, h)
     return Step(t0, t1, y0, y1, h, tuple(k), seen)
 
 
@@ -102,7 +113,7 @@ def extended(field: FlatField, tableau: Method, step: Step) -> Step:
         return step
     k, times = list(step.k), stage_times(tableau, step.t0, step.t1, step.y0.dtype, step.seen)
     for i in range(len(k), len(tableau.a)):
-        k.append(field(times[i], torch.addcmul(step.y0, combine(tableau.a[i], k), step.h)))
+        k.append(field(times[i], moved_by(step.y0, tableau.a[i], k, step.h)))
     return step._replace(k=tuple(k))
 
 
@@ -118,11 +129,42 @@ def joined(steps: Sequence[Step]) -> Step:
 
 def combine(weights: Sequence[float], k: Sequence[Tensor]) -> Tensor:
     """Sum of the stages by their weights, zero weights left out; [B, N]."""
-    total: Tensor | None = None
-    for w, x in zip(weights, k, strict=False):
-        if w:
-            total = x * w if total is None else torch.add(total, x, alpha=w)
-    return torch.zeros_like(k[0]) if total is None else total
+    total, weight = scaled(weights, k)
+    return total if weight == 1 else total * weight
+
+
+def moved_by(y0: Tensor, weights: Sequence[float], k: Sequence[Tensor], h: Tensor) -> Tensor:
+    """y0 + h times the sum of the stages by their weights, [B, N]; h is [B, 1]."""
+    total, weight = scaled(weights, k)
+    return torch.addcmul(y0, total, h, value=weight)
+
+
+def scaled(weights: Sequence[float], k: Sequence[Tensor]) -> tuple[Tensor, float]:
+    """The sum of the stages by their weights as a tensor and a factor on it.
+
+    The factor is the weight of largest absolute value, so that its stage is taken as it is. What
+    comes next can often be told the factor, where a product with a number is an operation of its
+    own, and a slow one: torch makes a tensor of the number first.
+    """
+    order = _order(tuple(weights[: len(k)]))
+    if not order:
+        return torch.zeros_like(k[0]), 1.0
+    first, weight = order[0]
+    total = k[first]
+    for i, w in order[1:]:
+        total = torch.add(total, k[i], alpha=w)
+    return total, weight
+
+
+@lru_cache(maxsize=1024)
+def _order(weights: tuple[float, ...]) -> tuple[tuple[int, float], ...]:
+    """Indices of the weights that are not 0: the largest and itself, the others over it."""
+    found = [i for i, w in enumerate(weights) if w]
+    if not found:
+        return ()
+    first = max(found, key=lambda i: abs(weights[i]))
+    rest = ((i, weights[i] / weights[first]) for i in found if i != first)
+    return ((first, weights[first]), *rest)
 
 
 def warm(tableau: Method, dtype: torch.dtype, device: torch.device) -> None:
