@@ -1,4 +1,4 @@
-"""What surrounds a solve: torch.func's transforms and torch's forward mode.
+"""What surrounds a solve: torch.func's transforms, torch's forward mode, and torch.compile.
 
 Inside them a tensor is wrapped, once for each transform that it belongs to. Steps, times and
 statuses are plain numbers all the same, so what decides them is looked at below the wrappers: of
@@ -7,7 +7,10 @@ torch.vmap, which makes one call of many, the numbers of all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +25,11 @@ __all__ = [
     "levels",
     "plain",
     "touched",
+    "untraced",
 ]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _functorch = torch._C._functorch  # pyright: ignore
 
@@ -108,3 +115,22 @@ def levels(t: Tensor) -> int | None:
 
 def _has_tangent(t: Tensor) -> bool:
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None  # pyright: ignore
+
+
+def untraced(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Keep a function, and all that it calls, out of the graphs of a torch.compile around it.
+
+    As `torch.compiler.disable`, which imports torch's compiler where it is written, a second and
+    more: here that waits until someone else has imported it.
+    """
+    disabled: list[Callable[_P, _T]] = []
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if not disabled:
+            if "torch._dynamo" not in sys.modules:
+                return function(*args, **kwargs)
+            disabled.append(torch.compiler.disable(function))  # pyright: ignore
+        return disabled[0](*args, **kwargs)
+
+    return call

@@ -15,6 +15,7 @@ from ctflow.errors import InvalidProblem
 from ctflow.problem import ODEProblem
 from ctflow.solution import Solution, Stats, raise_if_failed
 from ctflow.state import State, leaves_of, map_leaves
+from ctflow.transforms import untraced
 
 __all__ = ["ODEBlock"]
 
@@ -111,7 +112,7 @@ class ODEBlock(nn.Module):
         Raises:
             SolveFailed: If any sample did not reach the end; carries the partial `Solution`.
         """
-        return _outside_graphs(self._last)(x, args)
+        return self._last(x, args)
 
     def solve(
         self,
@@ -143,7 +144,7 @@ class ODEBlock(nn.Module):
             >>> solution.y[-1].shape, solution.cost[-1].shape
             (torch.Size([5, 2]), torch.Size([5]))
         """
-        return _outside_graphs(self._solve)(x, self._times(), args, running_cost, local_error)
+        return self._solve(x, self._times(), args, running_cost, local_error)
 
     def trajectory(self, x: S, t: Tensor | Sequence[float], args: Any = None) -> S:  # noqa: ANN401
         """State at every time of a grid of its own, whose gradient is followed too.
@@ -159,7 +160,7 @@ class ODEBlock(nn.Module):
         Raises:
             SolveFailed: If any sample did not reach the last time.
         """
-        return _outside_graphs(self._trajectory)(x, t, args)
+        return self._trajectory(x, t, args)
 
     def extra_repr(self) -> str:
         """Settings for `repr`, which shows the field by itself if it is a module."""
@@ -173,9 +174,11 @@ class ODEBlock(nn.Module):
         """State for copies and pickles: a copy has not solved anything yet."""
         return self.__dict__ | {"stats": None}
 
+    @untraced
     def _last(self, x: Any, args: Any) -> Any:  # noqa: ANN401
         return map_leaves(lambda leaf: leaf[-1], self._trajectory(x, self._times(), args))
 
+    @untraced
     def _trajectory(self, x: Any, t: Tensor | Sequence[float], args: Any) -> Any:  # noqa: ANN401
         return self._solve(x, t, args).y
 
@@ -184,6 +187,7 @@ class ODEBlock(nn.Module):
             return self.t
         return self.t[0], self.t[1] + self.random_end * (2 * float(torch.rand(())) - 1)
 
+    @untraced
     def _solve(
         self,
         x: Any,  # noqa: ANN401
@@ -208,15 +212,6 @@ class ODEBlock(nn.Module):
             solution = solve(problem, self.solver)
         self.stats = solution.stats
         return raise_if_failed(solution)
-
-
-def _outside_graphs(solve_call: Callable[..., Any]) -> Callable[..., Any]:
-    """The same call, left out of the graph that is being traced, if one is."""
-    if torch.compiler.is_compiling():
-        # Not a decorator: that would import torch's compiler (1.5 s) together with ctflow; here it
-        # is imported already.
-        return torch.compiler.disable(solve_call)  # pyright: ignore[reportReturnType] - not annotated
-    return solve_call
 
 
 def _interval(t: Sequence[float] | Tensor) -> tuple[float, float]:

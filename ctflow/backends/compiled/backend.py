@@ -28,7 +28,7 @@ from ctflow.errors import Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import GradientReport, Solution, Stats
 from ctflow.state import Layout, leaves_of, widest
-from ctflow.transforms import touched
+from ctflow.transforms import touched, untraced
 
 __all__ = ["CompiledBackend"]
 
@@ -93,7 +93,7 @@ class CompiledBackend:
             return cast("Solution", self._outside(problem, solver))  # pyright: ignore
         return self._solve(problem, solver)
 
-    @torch.compiler.disable  # pyright: ignore - it is compiled already
+    @untraced  # it is compiled already
     def _outside(self, problem: ODEProblem, solver: Solver) -> Solution:
         return self._solve(problem, solver)
 

@@ -34,7 +34,7 @@ from ctflow.errors import InvalidProblem
 from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, GradientReport, Resolved, Solution, Stats
 from ctflow.state import Layout, leaves_of, widest
-from ctflow.transforms import active, is_moving, plain
+from ctflow.transforms import active, is_moving, plain, untraced
 
 __all__ = [
     "NativeBackend",
@@ -126,9 +126,9 @@ class NativeBackend:
 
     def solve(self, problem: ODEProblem, solver: Solver) -> Solution:
         """Solve with complete settings; see `ctflow.backends.Backend.solve`."""
-        return cast("Solution", self._solve(problem, solver))  # pyright: ignore
+        return self._solve(problem, solver)
 
-    @torch.compiler.disable  # pyright: ignore - the loop goes by data, which no graph can
+    @untraced  # the loop goes by data, which no graph can
     def _solve(self, problem: ODEProblem, solver: Solver) -> Solution:
         tableau = self.tableau or cast("Method", method_of(solver))
         layout = Layout.of(problem.y0, per_sample=solver.coupling == "per_sample")

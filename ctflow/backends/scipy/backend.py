@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cache
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from ctflow.errors import InvalidProblem
 from ctflow.problem import ODEProblem
 from ctflow.solution import GradientReport, Solution, Stats
 from ctflow.state import Layout, leaves_of, widest
+from ctflow.transforms import untraced
 
 __all__ = ["ScipyBackend"]
 
@@ -120,9 +120,9 @@ class ScipyBackend:
 
     def solve(self, problem: ODEProblem, solver: Solver) -> Solution:
         """Solve with complete settings; see `ctflow.backends.Backend.solve`."""
-        return cast("Solution", self._solve(problem, solver))  # pyright: ignore
+        return self._solve(problem, solver)
 
-    @torch.compiler.disable  # pyright: ignore - SciPy's loop goes by data
+    @untraced  # SciPy's loop goes by data
     def _solve(self, problem: ODEProblem, solver: Solver) -> Solution:
         layout = Layout.of(problem.y0, per_sample=False)
         if layout.device.type != "cpu":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from ctflow.errors import Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import Counts, Solution, Stats, Status
 from ctflow.state import Layout, widest
-from ctflow.transforms import active
+from ctflow.transforms import active, untraced
 
 __all__ = ["TorchdiffeqBackend"]
 
@@ -92,9 +91,9 @@ class TorchdiffeqBackend:
 
     def solve(self, problem: ODEProblem, solver: Solver) -> Solution:
         """Solve with complete settings; see `ctflow.backends.Backend.solve`."""
-        return cast("Solution", self._solve(problem, solver))  # pyright: ignore
+        return self._solve(problem, solver)
 
-    @torch.compiler.disable  # pyright: ignore - torchdiffeq's loop goes by data
+    @untraced  # torchdiffeq's loop goes by data
     def _solve(self, problem: ODEProblem, solver: Solver) -> Solution:
         _check_untransformed()
         layout = Layout.of(problem.y0, per_sample=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from ctflow.backends.torchsde.tally import Stopped, Tally, Watched
 from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.sde import SDEProblem
 from ctflow.solution import Counts, Solution, Stats, Status
+from ctflow.transforms import untraced
 
 __all__ = ["TorchsdeBackend"]
 
@@ -72,9 +72,9 @@ class TorchsdeBackend:
             InvalidProblem: If drift or diffusion returns something that does not fit.
             Unsupported: If this combination cannot be done.
         """
-        return cast("Solution", self._solve(problem, solver))  # pyright: ignore
+        return self._solve(problem, solver)
 
-    @torch.compiler.disable  # pyright: ignore - torchsde's loop goes by data
+    @untraced  # torchsde's loop goes by data
     def _solve(self, problem: SDEProblem, solver: Solver) -> Solution:
         solver = complete(problem, solver)
         found = reasons(problem, solver)
