@@ -150,14 +150,16 @@ def run(code: str) -> str:
 
 
 OTHERS = ("torchdiffeq", "torchsde", "scipy", "sklearn", "matplotlib", "typer", "hypothesis")
+COMPILER = ("torch._dynamo", "torch._inductor")
 
 
-def test_importing_ctflow_imports_no_other_solver() -> None:
+def test_importing_ctflow_imports_no_other_solver_and_no_compiler() -> None:
     """Nor does a solve with the native one, nor naming the known backends."""
     code = (
         "import sys, torch, ctflow, ctflow.dynamics; from ctflow.backends import registry;"
+        "import ctflow.latent, ctflow.testing;"
         "ctflow.odeint(lambda t, y: -y, torch.ones(2), [0.0, 1.0]); registry.names();"
-        f"print([name for name in {OTHERS!r} if name in sys.modules])"
+        f"print([name for name in {(*OTHERS, *COMPILER)!r} if name in sys.modules])"
     )
     assert run(code) == "[]"
 

@@ -15,7 +15,8 @@ from ctflow.errors import InvalidProblem
 
 __all__ = ["Hits", "KeepCourse", "LocalError", "Observer", "RecordGrid", "Recorded", "SaveAt"]
 
-_MOST_HELD = 2**13  # numbers of steps whose outputs are put off
+_MOST_HELD = 2**13  # numbers of steps whose outputs are put off: 64 KiB of them
+_LEAST_HELD = 2**8  # as many a step counts for at least
 
 
 class Observer(Protocol):
@@ -95,7 +96,7 @@ class SaveAt:
         A step of a small system takes less time than the thirty small operations that find its
         output times and interpolate there: these are done for several steps at once.
         """
-        self._held += (len(step.k) + 2) * step.y0.numel() + more
+        self._held += max(_LEAST_HELD, (len(step.k) + 2) * step.y0.numel() + more)
         if self._held > _MOST_HELD:
             self._flush()
 
@@ -118,7 +119,7 @@ class SaveAt:
         hits = Hits(row, column, self._grid[row, column])
         if len(seen) == 1:
             return [hits]
-        n_each = torch.bincount(which, minlength=len(seen)).tolist()
+        n_each = torch.bincount(which, minlength=len(seen)).cpu().tolist()
         return [Hits(*parts) for parts in zip(*(x.split(n_each) for x in hits), strict=True)]
 
     def _note(self, step: Step, hits: Hits) -> None:

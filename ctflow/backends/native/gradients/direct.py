@@ -55,7 +55,8 @@ def run(
         if source is None:
             return save.result(), outcome
     again = plan.saver(field, y0)
-    y, f0, n_again = exchange(source, y0), None, 0
+    # A view: a failed neighbour must not change the order in which its gradient is added up.
+    y, f0, n_again = exchange(source, y0.view_as(y0)), None, 0
     well_rows = (outcome.status == 0).to(y0.device)
     for kept, hits in zip(record.steps, save.hits, strict=True):
         t0, t1 = exchange(source, kept.t0), exchange(source, kept.t1)
@@ -66,8 +67,10 @@ def run(
             errors.add(torch.where(well_rows, errors.of(step), 0.0))
         if course is not None:
             course(step, t1)
-        known = plan.tableau.fsal and not plan.ends_in_jump(t0, t1)
-        y, f0 = step.y1, step.k[-1] if known else None
+        y, f0 = step.y1, None
+        if plan.tableau.fsal and not plan.ends_in_jump(t0, t1):
+            # Whoever rests keeps its f: an evaluation of its own would round the gradient anew.
+            f0 = torch.where((t0 != t1).unsqueeze(1), step.k[-1], step.k[0])
     out = again.result()
     failed = ~well_rows.unsqueeze(1)
     out = torch.where(failed, save.result(), out) if outcome.stops else out
