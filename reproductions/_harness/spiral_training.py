@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from _harness import ranks
 from _harness.session import NOWHERE, Session
+from _harness.spiral_start import begin_mirrored, begin_turning
 from _harness.spirals import Spirals, make_spirals
 from _harness.workers import on_processes
 from ctflow import Solver
@@ -31,11 +32,18 @@ class Recipe:
 
     A latent ODE of this size fits the observed revolution from most seeds, and then leaves the
     spiral: its decoder, bent enough, unrolls a path that goes straight on through the latent space,
-    and nothing seen says what lies further along. So the decoder begins nearly linear and learns
-    slowly, which leaves the turning to the field, and the KL divergence is weighed `kl` times at
-    first, which lets the path be found coarse before fine. The encoder's recurrence begins as a
-    rotation (`RNNEncoder`), without which some seeds hardly learn to read. Each alone trains some
-    seeds.
+    and nothing seen says what lies further along. So the decoder learns slowly, which leaves the
+    turning to the field, and the KL divergence is weighed `kl` times at first, which lets the path
+    be found coarse before fine. The encoder's recurrence begins as a rotation (`RNNEncoder`),
+    without which some seeds hardly learn to read.
+
+    Where field and decoder begin decides what the latent space holds. Nearly linear ones train, to
+    two planes through the origin, one a direction, which no clustering by distance tells apart; a
+    ring and one variable for the direction is the shorter code, and is not found from there. So the
+    field begins as a rotation of two variables by `turn`, and the decoder mirrors what it makes of
+    them by the sign of a third (`spiral_start`). That a revolution is what was seen, and that the
+    directions are mirror images, is thereby known; which spiral goes which way, and how fast it
+    falls, is not.
 
     Args:
         steps: Of the optimiser.
@@ -43,7 +51,9 @@ class Recipe:
         learning_rate: Of Adam at its highest; falls to 0 along a cosine.
         warm_up: Steps over which it rises.
         decoder: Its factor for the decoder of a latent ODE.
-        linear: By how much the decoder's first weights are shrunk, and its last ones grown.
+        turn: Radians in a unit of time by which the field turns at first.
+        reach: Coordinates that the decoder makes of a latent variable of 1 at first.
+        rest: By how much the other weights are shrunk that are the last in field and decoder.
         kl: Weight of the KL divergence at first; falls geometrically to 1 by half of the steps.
         clip: Largest norm of a gradient.
     """
@@ -53,7 +63,9 @@ class Recipe:
     learning_rate: float = 1e-2
     warm_up: int = 200
     decoder: float = 0.1
-    linear: float = 0.3
+    turn: float = 1.0
+    reach: float = 1.5
+    rest: float = 0.1
     kl: float = 50.0
     clip: float = 100.0
 
@@ -121,14 +133,12 @@ def build(job: Job) -> Model:
     torch.manual_seed(job.seed)
     if job.model != "latent ODE":
         return RecurrentModel(2, Gaussian(NOISE), 25, gaps=job.model == "RNN with gaps")
-    first, last = nn.Linear(4, 20), nn.Linear(20, 2)
-    with torch.no_grad():
-        for p in first.parameters():
-            p *= job.recipe.linear
-        last.weight /= job.recipe.linear
-    decoder = nn.Sequential(first, nn.Tanh(), last)
+    recipe, field = job.recipe, MLP(4, (20,))
+    decoder = nn.Sequential(nn.Linear(4, 20), nn.Tanh(), nn.Linear(20, 2))
+    begin_turning(field, recipe.turn, recipe.rest)
+    begin_mirrored(decoder, recipe.reach, recipe.rest)
     return LatentODE(
-        RNNEncoder(2, 4, 25), MLP(4, (20,)), decoder, Gaussian(NOISE), latent=4, solver=job.solver
+        RNNEncoder(2, 4, 25), field, decoder, Gaussian(NOISE), latent=4, solver=job.solver
     )
 
 
