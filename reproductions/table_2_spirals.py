@@ -82,6 +82,7 @@ PRESETS = {
         backend="compiled",
         seeds=5,
         steps=3000,
+        rnn_steps=2000,
         error={30: 0.17, 50: 0.16, 100: 0.14},
         ratio=1.35,
         clusters=0.95,
