@@ -16,8 +16,8 @@ from _harness.spiral_training import Job, Recipe, build, train
 from _harness.spirals import FALL, N_SEEN, RADIUS, SPACING, make_spirals
 
 from ctflow import Solver
-from ctflow.latent import LatentODE
 from ctflow.cli.checkout import load_script
+from ctflow.latent import LatentODE
 
 ROOT = Path(__file__).parents[2]
 table_2 = load_script(ROOT, "table_2_spirals")
