@@ -29,7 +29,7 @@ def begin_turning(field: MLP, rate: float, rest: float) -> None:
     Args:
         field: Its weights are changed.
         rate: Radians in a unit of time.
-        rest: By how much all else is shrunk.
+        rest: By how much the rest of the last layer is shrunk.
     """
     first, last = _linear_layers(field)
     _shrink(last, rest)
@@ -48,7 +48,7 @@ def begin_mirrored(decoder: nn.Sequential, reach: float, rest: float) -> None:
 
         4 a b = (a + b)^2 - (a - b)^2,    u^2 ~ (tanh(c + u) + tanh(c - u) - 2 tanh(c)) / tanh''(c).
 
-    The others begin as torch draws them, and what is read off them is shrunk.
+    The others begin as torch draws them, shrunk in both layers.
 
     Args:
         decoder: Its weights are changed.
@@ -56,6 +56,7 @@ def begin_mirrored(decoder: nn.Sequential, reach: float, rest: float) -> None:
         rest: By how much all else is shrunk.
     """
     first, last = _linear_layers(decoder)
+    _shrink(first, rest)
     _shrink(last, rest)
     _read(first, 0, {0: NARROW}, 0.0)
     _give(last, 0, 0, reach / NARROW)
@@ -72,8 +73,8 @@ def _linear_layers(network: nn.Module) -> tuple[nn.Linear, nn.Linear]:
     return first, last
 
 
-def _shrink(last: nn.Linear, rest: float) -> None:
-    for parameter in last.parameters():
+def _shrink(layer: nn.Linear, rest: float) -> None:
+    for parameter in layer.parameters():
         parameter *= rest
 
 

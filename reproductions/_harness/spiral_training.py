@@ -43,17 +43,19 @@ class Recipe:
     field begins as a rotation of two variables by `turn`, and the decoder mirrors what it makes of
     them by the sign of a third (`spiral_start`). That a revolution is what was seen, and that the
     directions are mirror images, is thereby known; which spiral goes which way, and how fast it
-    falls, is not.
+    falls, is not. The field learns as slowly as the decoder: else it finds the two planes before
+    the encoder has learnt to tell the directions apart, and long trainings leap out of what they
+    had found.
 
     Args:
         steps: Of the optimiser.
         batch: Series in a step.
         learning_rate: Of Adam at its highest; falls to 0 along a cosine.
         warm_up: Steps over which it rises.
-        decoder: Its factor for the decoder of a latent ODE.
+        slow: Its factor for field and decoder of a latent ODE.
         turn: Radians in a unit of time by which the field turns at first.
         reach: Coordinates that the decoder makes of a latent variable of 1 at first.
-        rest: By how much the other weights are shrunk that are the last in field and decoder.
+        rest: By how much the decoder's other weights, and the field's last, are shrunk at first.
         kl: Weight of the KL divergence at first; falls geometrically to 1 by half of the steps.
         clip: Largest norm of a gradient.
     """
@@ -62,7 +64,7 @@ class Recipe:
     batch: int = 200
     learning_rate: float = 1e-2
     warm_up: int = 200
-    decoder: float = 0.1
+    slow: float = 0.1
     turn: float = 1.0
     reach: float = 1.5
     rest: float = 0.1
@@ -201,13 +203,14 @@ class Run:
         """At the first step, or where it was stopped."""
         self.job, self.model, recipe = job, build(job), job.recipe
         self.train, _ = data_of(job)
-        slow: list[nn.Parameter] = []
-        if isinstance(self.model, LatentODE) and isinstance(self.model.decoder, nn.Module):
-            slow = list(self.model.decoder.parameters())
-        known = {id(p) for p in slow}
-        fast = [p for p in self.model.parameters() if id(p) not in known]
-        groups = [{"params": fast, "factor": 1.0}, {"params": slow, "factor": recipe.decoder}]
-        self.optimiser = torch.optim.Adam([g for g in groups if g["params"]], recipe.learning_rate)
+        groups: dict[float, list[nn.Parameter]] = {1.0: [], recipe.slow: []}
+        for name, parameter in self.model.named_parameters():
+            late = isinstance(self.model, LatentODE) and not name.startswith("encoder.")
+            groups[recipe.slow if late else 1.0].append(parameter)
+        self.optimiser = torch.optim.Adam(
+            [{"params": part, "factor": factor} for factor, part in groups.items() if part],
+            recipe.learning_rate,
+        )
         self.generator = torch.Generator().manual_seed(job.seed)
         self.training = session.training(
             self.model, self.optimiser, self._loss, name=str(job), clip=recipe.clip,
