@@ -48,7 +48,7 @@ class Config:
 PRESETS = {
     "smoke": Config("smoke", steps=2, n_train=20, reconstruction=None),
     "quick": Config("quick"),
-    "full": Config("full", steps=3000, reconstruction=0.2),
+    "full": Config("full", backend="compiled", steps=3000, reconstruction=0.2),
 }
 
 

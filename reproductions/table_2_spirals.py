@@ -71,7 +71,7 @@ PRESETS = {
     "quick": Config(
         "quick",
         points=(30,),
-        steps=1000,
+        steps=700,
         rnn_steps=800,
         error={30: 0.17},
         ratio=1.35,
