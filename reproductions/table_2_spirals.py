@@ -73,7 +73,7 @@ PRESETS = {
         points=(30,),
         steps=700,
         rnn_steps=800,
-        error={30: 0.17},
+        error={30: 0.35},
         ratio=1.35,
         clusters=0.95,
     ),
