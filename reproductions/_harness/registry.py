@@ -135,7 +135,7 @@ REPRODUCTIONS = (
         "On spirals seen at 30, 50 or 100 random times the latent ODE's error on the next"
         " revolution is lower than a recurrent network's at each, and its latent paths part by"
         " direction.",
-        {"quick": 0.9},
+        {"quick": 0.9, "full": 25},
         (
             "table2",
             "table_2",
@@ -264,7 +264,7 @@ REPRODUCTIONS = (
         "free-form, planar, matched and spline flows on toy data",
         "Grathwohl et al. (2019), Lipman et al. (2023): free-form fields fit harder sets, and"
         " flow matching trains them without solving.",
-        {"quick": 4},
+        {"quick": 4, "full": 20},
     ),
     Reproduction(
         "digits_density",
