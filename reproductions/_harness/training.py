@@ -22,6 +22,7 @@ from ctflow.dynamics import (
     MLP,
     ConcatLinear,
     ImageClassifier,
+    KineticEnergy,
     ODEBlock,
     ode_net,
     one_hidden_layer,
@@ -77,6 +78,7 @@ class Job:
         smooth: SiLU activations; else ReLU, as released.
         identity: Whether the ODE-Net and the RK-Net begin as the identity: the last scale of
             their field is 0 at first, and the adjoint is exact where nothing moves.
+        kinetic: Weight of the path's kinetic energy in the loss of an ODE-Net.
         device: "cpu" or "cuda".
     """
 
@@ -92,6 +94,7 @@ class Job:
     rk_step: float = 0.5
     smooth: bool = True
     identity: bool = True
+    kinetic: float = 0.0
     device: str = "cpu"
 
     @property
@@ -101,7 +104,10 @@ class Job:
 
     def record(self) -> dict[str, object]:
         """The settings as they stand in a result file."""
-        return asdict(self) | {"solver": repr(self.solver)}
+        found: dict[str, object] = asdict(self) | {"solver": repr(self.solver)}
+        if not self.kinetic:  # runs that were kept before there was this setting are found
+            del found["kinetic"]
+        return found
 
     def images(self) -> Images:
         """What it learns from and is tested with."""
@@ -184,7 +190,8 @@ def train(
 
     def loss(x: Tensor, label: Tensor) -> Tensor:
         x, label = x.to(job.device), label.to(job.device)
-        return cross_entropy(model(x), label, label_smoothing=job.recipe.smoothing)
+        logits, cost = _logits_and_cost(job, model, x)
+        return cross_entropy(logits, label, label_smoothing=job.recipe.smoothing) + cost
 
     training = session.training(
         model, optimiser, loss, schedule=schedule, name=job.name,
@@ -229,6 +236,14 @@ def shifted(images: Tensor, by: int) -> Tensor:
     windows = windows.unfold(3, size, 1)  # [B, 1, 2 by + 1, 2 by + 1, H, W]
     down, right = torch.randint(0, 2 * by + 1, (2, len(images)))
     return windows[torch.arange(len(images)), :, down, right]
+
+
+def _logits_and_cost(job: Job, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What a network says of images, and what its path adds to the loss."""
+    if not (job.kinetic and isinstance(model, ImageClassifier)):
+        return model(x), x.new_zeros(())
+    solution = model.body.solve(model.stem(x), running_cost=KineticEnergy(model.body.field))
+    return model.head(solution.y[-1]), job.kinetic * solution.cost[-1].mean()
 
 
 def _step(

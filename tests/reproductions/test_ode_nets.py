@@ -22,6 +22,7 @@ from torch import nn
 
 from ctflow import Solver
 from ctflow.cli.checkout import load_script
+from ctflow.dynamics import KineticEnergy
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -102,11 +103,29 @@ def test_what_is_learned_does_not_depend_on_the_backend(tmp_path: Path) -> None:
     assert all(band["passed"] for band in record["bands"])
 
 
-def test_the_full_presets_share_the_network_of_table_1() -> None:
+@pytest.mark.parametrize(
+    ("name", "preset"), [("tolerance", "full"), ("tolerance", "paper"), ("figure_3", "paper")]
+)
+def test_the_long_presets_share_the_network_of_table_1(name: str, preset: str) -> None:
     """`figure_3` and `tolerance` find the run that `table_1` keeps."""
-    wanted, *others = (load_script(ROOT, name) for name in ("table_1", "figure_3", "tolerance"))
-    first = next(job for job in wanted.jobs_of(wanted.PRESETS["full"]) if job.net == "ODE-Net")
-    assert [script.job_of(script.PRESETS["full"]) for script in others] == [first, first]
+    wanted, other = (load_script(ROOT, each) for each in ("table_1", name))
+    first = next(job for job in wanted.jobs_of(wanted.PRESETS[preset]) if job.net == "ODE-Net")
+    assert other.job_of(other.PRESETS[preset]) == first
+
+
+def test_the_path_s_energy_can_be_a_part_of_the_loss() -> None:
+    """It slows the field; and a run that was kept before there was this setting is found."""
+    plain, slow = (train(replace(job(), kinetic=weight), lambda _: None) for weight in (0.0, 10.0))
+    images = job().images().test.x
+    speeds = [
+        float(
+            KineticEnergy(each.model.body.field)(torch.tensor(0.0), each.model.stem(images)).mean()
+        )
+        for each in (plain, slow)
+    ]
+    assert speeds[1] < 0.9 * speeds[0]
+    assert "kinetic" not in job().record()
+    assert replace(job(), kinetic=0.3).record()["kinetic"] == 0.3
 
 
 def test_the_faster_gradient_of_each_side_is_compared() -> None:
