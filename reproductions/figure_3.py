@@ -66,7 +66,8 @@ class Config:
     results: Path = Path(__file__).parent / "results" / "figure_3"
 
 
-_FULL = Config("full", job=replace(FULL, kinetic=0.3), batches=(1, 8), n_solves=5, keep=True)
+_NET = replace(FULL, recipe=replace(FULL.recipe, epochs=10), rnode=0.03)
+_FULL = Config("full", job=_NET, batches=(1, 8), n_solves=5, keep=True)
 PRESETS = {
     "smoke": Config(
         "smoke",

@@ -22,10 +22,13 @@ from ctflow.dynamics import (
     MLP,
     ConcatLinear,
     ImageClassifier,
+    JacobianNorm,
     KineticEnergy,
     ODEBlock,
+    Sum,
     ode_net,
     one_hidden_layer,
+    rademacher_like,
     res_net,
     rk_net,
 )
@@ -78,7 +81,7 @@ class Job:
         smooth: SiLU activations; else ReLU, as released.
         identity: Whether the ODE-Net and the RK-Net begin as the identity: the last scale of
             their field is 0 at first, and the adjoint is exact where nothing moves.
-        kinetic: Weight of the path's kinetic energy in the loss of an ODE-Net.
+        rnode: Weight of each of RNODE's costs, kinetic energy and Jacobian, in an ODE-Net's loss.
         device: "cpu" or "cuda".
     """
 
@@ -94,7 +97,7 @@ class Job:
     rk_step: float = 0.5
     smooth: bool = True
     identity: bool = True
-    kinetic: float = 0.0
+    rnode: float = 0.0
     device: str = "cpu"
 
     @property
@@ -105,8 +108,8 @@ class Job:
     def record(self) -> dict[str, object]:
         """The settings as they stand in a result file."""
         found: dict[str, object] = asdict(self) | {"solver": repr(self.solver)}
-        if not self.kinetic:  # runs that were kept before there was this setting are found
-            del found["kinetic"]
+        if not self.rnode:  # runs that were kept before there was this setting are found
+            del found["rnode"]
         return found
 
     def images(self) -> Images:
@@ -240,10 +243,12 @@ def shifted(images: Tensor, by: int) -> Tensor:
 
 def _logits_and_cost(job: Job, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """What a network says of images, and what its path adds to the loss."""
-    if not (job.kinetic and isinstance(model, ImageClassifier)):
+    if not (job.rnode and isinstance(model, ImageClassifier)):
         return model(x), x.new_zeros(())
-    solution = model.body.solve(model.stem(x), running_cost=KineticEnergy(model.body.field))
-    return model.head(solution.y[-1]), job.kinetic * solution.cost[-1].mean()
+    start, field = model.stem(x), model.body.field
+    costs = KineticEnergy(field), JacobianNorm(field, rademacher_like(start))
+    solution = model.body.solve(start, running_cost=Sum(costs, (job.rnode, job.rnode)))
+    return model.head(solution.y[-1]), solution.cost[-1].mean()
 
 
 def _step(
