@@ -251,6 +251,14 @@ REPRODUCTIONS = (
         {"quick": 1.5},
     ),
     Reproduction(
+        "steer",
+        _BEYOND,
+        "STEER on its authors' stiff problem, and what makes it help",
+        "Ghosh et al. (2020): a network trained with random end times fits a stiff equation that"
+        " one trained without does not.",
+        {"quick": 0.7, "full": 10},
+    ),
+    Reproduction(
         "mechanics",
         _BEYOND,
         "a Hamiltonian field keeps energy; a second-order one flips signs",

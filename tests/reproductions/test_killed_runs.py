@@ -23,6 +23,7 @@ QUICK = {
 SLOW = {
     "digits": {"epochs": 6, "repeats": 1},
     "regularised": {"epochs": 3},
+    "steer": {"steps": 8},
     "mechanics": {"steps": 8},
     "figure_3": {"job.recipe.epochs": 10},
     "tolerance": {"job.recipe.epochs": 10},

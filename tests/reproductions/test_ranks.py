@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 SCRIPTS = (
     "digits", "table_1", "figure_3", "tolerance", "backends", "augmented", "regularised",
-    "mechanics", "figure_4_density_matching", "figure_5_max_likelihood", "toy_densities",
+    "steer", "mechanics", "figure_4_density_matching", "figure_5_max_likelihood", "toy_densities",
     "digits_density", "flow_animation", "table_2_spirals", "figure_6_latent_ode",
     "figure_7_poisson", "irregular_series", "latent_sde", "stochastic_lorenz",
 )  # fmt: skip
