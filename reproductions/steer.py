@@ -4,14 +4,14 @@
 
 has a solution that jumps to 1 within 0.005 and then takes its time to 3. A network learns it from
 pairs of neighbouring values, one step of 1/8 apart, and is then followed from y(0) for two hundred
-such steps. Everything is as in the authors' released program: the field sees the time, each pair
-begins at time 0 of its own, and STEER draws the end of the interval evenly from just after its
-start to twice its length.
+such steps. As in the authors' released program, whose network and rate `full` has, the field sees
+the time, each pair begins at time 0 of its own, and STEER draws the end of the interval evenly from
+just after its start to twice its length.
 
-So the field is asked for times a hundred times as late as any that it was trained at. There the
-plain one's path leaves the solution, while STEER, which sees times twice as late, pushes the field
-to where it does not depend on the time. The control is a field that is not given the time: it needs
-no STEER, which then does not help. Neither follows the jump at the start.
+So the field is asked for times two hundred times as late as any that the plain one was trained at,
+whose path leaves the solution; STEER sees times twice as late, and its field depends less on the
+time. The control is a field that is not given the time: it fits better, and STEER does not help it.
+None follows the jump at the start.
 
 Source:
     Ghosh et al. 2020, "STEER: simple temporal regularization for neural ODEs" (arXiv 2006.10711),

@@ -83,7 +83,7 @@ REPRODUCTIONS = (
         "error, time and evaluations of a trained ODE-Net by tolerance, and as it learns",
         "Errors stay below the tolerance, time is proportional to evaluations, the backward"
         " pass needs about half of the forward's, and evaluations grow while the network learns.",
-        {"quick": 0.7},
+        {"quick": 0.7, "full": 9},
         ("figure3",),
         {
             "dopri5: evaluations at 1e-5 over those at 1e-1": 117 / 18,

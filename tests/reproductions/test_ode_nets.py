@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,6 +36,7 @@ SCRIPTS = (
     "tolerance",
     "augmented",
     "regularised",
+    "steer",
     "mechanics",
     "training_step",
     "backends",
@@ -103,29 +105,26 @@ def test_what_is_learned_does_not_depend_on_the_backend(tmp_path: Path) -> None:
     assert all(band["passed"] for band in record["bands"])
 
 
-@pytest.mark.parametrize(
-    ("name", "preset"), [("tolerance", "full"), ("tolerance", "paper"), ("figure_3", "paper")]
-)
-def test_the_long_presets_share_the_network_of_table_1(name: str, preset: str) -> None:
-    """`figure_3` and `tolerance` find the run that `table_1` keeps."""
-    wanted, other = (load_script(ROOT, each) for each in ("table_1", name))
-    first = next(job for job in wanted.jobs_of(wanted.PRESETS[preset]) if job.net == "ODE-Net")
-    assert other.job_of(other.PRESETS[preset]) == first
+def test_the_full_presets_share_the_network_of_table_1() -> None:
+    """`tolerance` finds the run that `table_1` keeps; `figure_3` has a calmer one of its own."""
+    wanted, *others = (load_script(ROOT, name) for name in ("table_1", "tolerance", "figure_3"))
+    first = next(job for job in wanted.jobs_of(wanted.PRESETS["full"]) if job.net == "ODE-Net")
+    same, own = (script.job_of(script.PRESETS["full"]) for script in others)
+    assert same == first
+    assert replace(own, recipe=first.recipe, rnode=0.0) == first
 
 
-def test_the_path_s_energy_can_be_a_part_of_the_loss() -> None:
-    """It slows the field; and a run that was kept before there was this setting is found."""
-    plain, slow = (train(replace(job(), kinetic=weight), lambda _: None) for weight in (0.0, 10.0))
-    images = job().images().test.x
-    speeds = [
-        float(
-            KineticEnergy(each.model.body.field)(torch.tensor(0.0), each.model.stem(images)).mean()
-        )
-        for each in (plain, slow)
-    ]
+def test_rnode_s_costs_can_be_a_part_of_the_loss() -> None:
+    """They slow the field; and a run that was kept before there was this setting is found."""
+    plain, slow = (train(replace(job(), rnode=weight), lambda _: None) for weight in (0.0, 10.0))
+    images, speeds = job().images().test.x, list[float]()
+    for each in (plain, slow):
+        cost = KineticEnergy(each.model.body.field)
+        with torch.no_grad():
+            speeds.append(float(cost(torch.tensor(0.0), each.model.stem(images)).mean()))
     assert speeds[1] < 0.9 * speeds[0]
-    assert "kinetic" not in job().record()
-    assert replace(job(), kinetic=0.3).record()["kinetic"] == 0.3
+    assert "rnode" not in job().record()
+    assert replace(job(), rnode=0.3).record()["rnode"] == 0.3
 
 
 def test_the_faster_gradient_of_each_side_is_compared() -> None:
@@ -267,6 +266,18 @@ def test_neither_the_plain_nor_the_augmented_points_leave_their_regions() -> Non
     assert torch.equal(y, -x)
 
 
+def test_the_solution_of_the_stiff_problem_solves_it() -> None:
+    """Its derivative is the field's value; it begins at 0, and has jumped to 1 by 0.005."""
+    steer = load_script(ROOT, "steer")
+    t = torch.tensor([0.0, 1e-4, 1e-3, 0.1, 3.0], dtype=torch.float64, requires_grad=True)
+    y = steer.solution(t)[:, 0]
+    (slope,) = torch.autograd.grad(y.sum(), t)
+    assert torch.allclose(slope, -1000 * y + 3000 - 2000 * torch.exp(-t), rtol=0, atol=1e-9)
+    assert float(y[0].abs()) < 1e-12
+    start = steer.solution(torch.tensor([0.005], dtype=torch.float64))
+    assert float(start) == pytest.approx(1.0, abs=0.01)
+
+
 FIGURES = tuple(name for name in SCRIPTS if name != "backends")
 
 
@@ -318,6 +329,17 @@ def regularised_rows() -> list[str]:
     return rows
 
 
+def steer_rows() -> list[str]:
+    """Medians over the seeds of the error, and of that after the jump."""
+    runs, rows = results_of("steer")["runs"], []
+    for timed, steer in product((True, False), (False, True)):
+        own = [each for each in runs if (each["timed"], each["steer"]) == (timed, steer)]
+        error, jump = (median(each[key] for each in own) for key in ("error", "jump"))
+        names = "given the time" if timed else "of y alone", "random" if steer else "fixed"
+        rows.append(f"| {names[0]} | {names[1]} | {error:.2f} | {jump:.2f} |")
+    return rows
+
+
 def memory_rows() -> list[str]:
     """Peak storage in KiB by depth, its power, and that of time."""
     return [
@@ -348,7 +370,10 @@ def step_rows() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("rows", [ratio_rows, regularised_rows, memory_rows, error_rows, step_rows])
+ROWS = (ratio_rows, regularised_rows, steer_rows, memory_rows, error_rows, step_rows)
+
+
+@pytest.mark.parametrize("rows", ROWS)
 def test_the_tables_of_the_page_are_those_of_the_results(rows: Callable[[], list[str]]) -> None:
     """Every row."""
     page = (ROOT / "docs" / "ode_nets.md").read_text()
