@@ -28,7 +28,7 @@ SLOW = {
     "figure_3": {"job.recipe.epochs": 10},
     "tolerance": {"job.recipe.epochs": 10},
     "figure_5_max_likelihood": {"cnf_iterations": 9, "nf_iterations": 9},
-    "toy_densities": {"likelihood_iterations": 4, "iterations": 6},
+    "toy_densities": {"likelihood_iterations": 4, "matching_iterations": 6, "iterations": 6},
     "digits_density": {"likelihood_iterations": 4, "iterations": 6},
     "flow_animation": {"iterations": 20},
     "table_1": {"job.recipe.epochs": 3},
