@@ -15,7 +15,7 @@ from PIL import Image
 __all__ = ["Picture", "picture"]
 
 _WIDEST = 1200  # pixels: more than a column of the page has, on a screen of double density
-_COLOURS = 96  # figures have few; a palette is a third of the size
+_COLOURS = 72  # figures have few; a palette is a third of the size
 
 
 @dataclass(frozen=True)
