@@ -8,8 +8,8 @@ kinds stop that, at about the same accuracy:
 - ERNODE: the solver's own estimate of its local error, with its gradient (the native solver's,
   whatever `--backend` says);
 - STEER: the end of the interval drawn anew in every training step. It is shown beside them; its
-  authors' claim is about stiff problems and flows, and here it neither saves evaluations nor
-  keeps the accuracy.
+  authors' claim is about stiff problems (`steer`) and flows, and here it neither saves evaluations
+  nor keeps the accuracy.
 
 The network is small and the digits are scikit-learn's 8x8 ones or MNIST (`--preset full`); what is
 compared are trainings from the same weights on the same batches. Evaluations are those of the test

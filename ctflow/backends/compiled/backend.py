@@ -90,7 +90,7 @@ class CompiledBackend:
     def solve(self, problem: ODEProblem, solver: Solver) -> Solution:
         """Solve with complete settings; see `ctflow.backends.Backend.solve`."""
         if torch.compiler.is_compiling():
-            return cast("Solution", self._outside(problem, solver))  # pyright: ignore
+            return self._outside(problem, solver)
         return self._solve(problem, solver)
 
     @untraced  # it is compiled already
