@@ -5,6 +5,7 @@ This module imports matplotlib, which is optional: scripts import it after they 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -32,16 +33,21 @@ class Fit(Protocol):
         ...
 
 
-def rates(two: Fit, coal: Fit) -> Figure:
+def rates(two: Fit, coal: Fit, peaks: Sequence[float]) -> Figure:
     """The paper's two bursts on the left, the coal-mining disasters on the right.
 
     Args:
         two: The bursts' process.
         coal: The disasters' process; the years held out are shaded.
+        peaks: Where the bursts' rate has its peaks, each the middle of its half height.
     """
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw(left, two)
+    for number, peak in enumerate(peaks):
+        label = "middle at half height" if number == 0 else None
+        left.axvline(peak, color=_ORANGE, linestyle=":", linewidth=1, label=label)
+    left.legend(frameon=False)
     left.set_title("Figure 7: two bursts of ten events")
     _draw(right, coal)
     right.set_title("Coal-mining disasters; shaded years were held out")

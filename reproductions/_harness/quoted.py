@@ -26,7 +26,10 @@ QUOTED = {
         "CNF above the entropy (nats), moons",
     ),
     "figure_6_latent_ode": ("RMSE on the observed revolution",),
-    "figure_7_poisson": ("first peak (paper 0.188)", "second peak (paper 0.733)"),
+    "figure_7_poisson": (
+        "first peak, middle at half height (paper 0.188)",
+        "second peak, middle at half height (paper 0.733)",
+    ),
     "table_2_spirals": ("latent ODE, 30/100, median RMSE", "better RNN over latent ODE, 30/100"),
 }
 

@@ -126,7 +126,10 @@ REPRODUCTIONS = (
         " bursts of events give a rate with two bumps, nearly zero between them.",
         {"quick": 0.8},
         ("figure7", "figure_7"),
-        {"first peak (paper 0.188)": 0.188, "second peak (paper 0.733)": 0.733},
+        {
+            "first peak, middle at half height (paper 0.188)": 0.188,
+            "second peak, middle at half height (paper 0.733)": 0.733,
+        },
     ),
     Reproduction(
         "table_2_spirals",

@@ -66,3 +66,13 @@ def test_a_constant_rate_is_judged_as_one() -> None:
     wanted = float(homogeneous_log_prob(n, watched, rate))
     assert fitted.log_prob(held) == pytest.approx(wanted, abs=1e-2)
     assert math.isfinite(fitted.integral())
+
+
+def test_a_flat_top_has_its_peak_in_the_middle() -> None:
+    """Whichever edge of it is the higher one; and another bump, apart from it, does not count."""
+    t = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
+    rate = torch.where((t > 0.195) & (t < 0.405), 1.0, torch.where(t > 0.7, 0.9, 0.0)).double()
+    for edge in (20, 40):
+        raised = rate.clone()
+        raised[edge] = 1.1
+        assert figure_7.peak(t, raised) == pytest.approx(0.3)
