@@ -51,10 +51,10 @@ class Config:
     seed: int = 0
     backend: str = "native"  # the one that trains
     cells: tuple[tuple[str, int], ...] = (("U1", 2), ("U3", 8), ("U4", 2))
-    cnf_iterations: int = 2000
+    cnf_iterations: int = 1000
     nf_iterations: int = 4000
     batch: int = 256
-    cnf_rate: float = 5e-3
+    cnf_rate: float = 1e-2
     nf_rate: float = 2e-2
     loose: float = 1e-3  # rtol and atol of the CNF's training
     tolerance: float = 1e-5  # of everything else: the paper's
@@ -85,11 +85,11 @@ PRESETS = {
     "quick": Config("quick"),
     "full": Config(
         "full", backend="compiled", cells=ALL, cnf_iterations=3000, nf_iterations=20_000,
-        batch=512, pixels=200, bands="full", workers=2,
+        cnf_rate=5e-3, batch=512, pixels=200, bands="full", workers=2,
     ),
     "paper": Config(
-        "paper", cells=ALL, cnf_iterations=10_000, nf_iterations=500_000, batch=512, loose=1e-5,
-        pixels=200, bands="full",
+        "paper", cells=ALL, cnf_iterations=10_000, nf_iterations=500_000, cnf_rate=5e-3,
+        batch=512, loose=1e-5, pixels=200, bands="full",
     ),
 }  # fmt: skip
 

@@ -221,15 +221,21 @@ def judge_bursts(fitted: Fit) -> tuple[dict[str, float], list[Band]]:
         "negative log-likelihood": -log_prob,
         "of a constant rate": -float(homogeneous_log_prob(20, LENGTH, 20 / LENGTH)),
     }
-    integral, middle = numbers["integral of the rate"], "peak, middle at half height"
+    integral = numbers["integral of the rate"]
     return numbers, [
         Band("integral of the rate (20 events)", integral, low=19.0, high=21.0),
         Band("share of its mass in the bursts", inside, low=0.85),
-        Band(f"first {middle} (paper 0.188)", peaks[0] / LENGTH, low=0.158, high=0.218),
-        Band(f"second {middle} (paper 0.733)", peaks[1] / LENGTH, low=0.703, high=0.763),
+        Band(
+            "first peak, middle at half height (paper 0.188)",
+            peaks[0] / LENGTH, low=0.158, high=0.218,
+        ),
+        Band(
+            "second peak, middle at half height (paper 0.733)",
+            peaks[1] / LENGTH, low=0.703, high=0.763,
+        ),
         Band("negative log-likelihood", -log_prob, high=-20.0),
         Band("running cost against trapezoids", abs(integral - total) / total, high=1e-3),
-    ]
+    ]  # fmt: skip
 
 
 def peak(t: Tensor, rate: Tensor) -> float:

@@ -40,15 +40,15 @@ class Config:
     seed: int = 0
     backend: str = "native"  # the one that draws
     data: str = "pinwheel"
-    iterations: int = 8000
-    width: int = 128  # of the field's three layers
+    iterations: int = 3000
+    width: int = 64  # of the field's three layers
     batch: int = 256
     rate: float = 5e-3
     tolerance: float = 1e-4
     fresh: int = 4000  # points that the likelihood is the mean of
     drawn: int = 1500  # samples
     frames: int = 40
-    pixels: int = 110  # of the density
+    pixels: int = 80  # of the density
     lead: float | None = 0.5  # band: over a Gaussian, nats
     minutes: float = math.inf  # stop after so long; the same call goes on from there
     resume: bool = True  # go on with an unfinished call of the same settings
@@ -60,7 +60,7 @@ PRESETS = {
         "smoke", iterations=2, width=4, batch=16, fresh=50, drawn=30, frames=3, pixels=8, lead=None
     ),
     "quick": Config("quick"),
-    "full": Config("full", iterations=30_000),
+    "full": Config("full", iterations=30_000, width=128, pixels=110),
 }
 
 

@@ -56,8 +56,8 @@ class Config:
     batch: int = 512
     tolerance: float = 1e-5
     reference: float = 1e-9  # tolerance of what errors are taken against
-    rounds: int = 7
-    seconds: float = 0.4  # of a turn
+    rounds: int = 5
+    seconds: float = 0.3  # of a turn
     points: int = 10_000  # whose log-density all backends are asked for
     backends: tuple[str, ...] = ("native", "compiled", "torchdiffeq", "scipy")
     # Bands on how many times as long they take, by model and library. The free-form field, bound by
@@ -76,7 +76,7 @@ PRESETS = {
         rounds=2, seconds=0.0, points=20, backends=("native",), times=(),
     ),
     "quick": Config("quick"),
-    "full": Config("full", rounds=25),
+    "full": Config("full", rounds=25, seconds=0.4),
 }  # fmt: skip
 
 

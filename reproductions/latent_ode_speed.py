@@ -50,7 +50,7 @@ class Config:
     preset: str
     seed: int = 0
     backend: str = OURS
-    settings: tuple[tuple[int, float], ...] = ((30, 1e-6), (100, 1e-6), (30, 1e-4), (100, 1e-4))
+    settings: tuple[tuple[int, float], ...] = ((30, 1e-6), (100, 1e-6))
     warm_up: int = 150  # steps of training before
     rounds: int = 5
     batch: int = 200
@@ -65,7 +65,10 @@ PRESETS = {
         direct=None, adjoint=None,
     ),
     "quick": Config("quick"),
-    "full": Config("full", warm_up=1500, rounds=40),
+    "full": Config(
+        "full", settings=((30, 1e-6), (100, 1e-6), (30, 1e-4), (100, 1e-4)), warm_up=1500,
+        rounds=40,
+    ),
 }  # fmt: skip
 
 

@@ -59,9 +59,9 @@ class Config:
     backend: str = "native"  # the one that trains
     sets: tuple[str, ...] = ("checkerboard", "pinwheel")
     models: tuple[str, ...] = ("FFJORD", "planar CNF", "matching", "matching, OT", "spline")
-    likelihood_iterations: int = 600  # of maximum likelihood with a solver
-    matching_iterations: int = 3000  # of flow matching, a twentieth of the time each
-    iterations: int = 3000  # of the spline flow
+    likelihood_iterations: int = 300  # of maximum likelihood with a solver
+    matching_iterations: int = 1500  # of flow matching, a twentieth of the time each
+    iterations: int = 1500  # of the spline flow
     width: int = 64  # of the free-form field's three layers, and units of the planar one
     batch: int = 256
     rate: float = 5e-3

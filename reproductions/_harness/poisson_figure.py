@@ -47,7 +47,7 @@ def rates(two: Fit, coal: Fit, peaks: Sequence[float]) -> Figure:
     for number, peak in enumerate(peaks):
         label = "middle at half height" if number == 0 else None
         left.axvline(peak, color=_ORANGE, linestyle=":", linewidth=1, label=label)
-    left.legend(frameon=False)
+    left.legend(frameon=False, fontsize=8)
     left.set_title("Figure 7: two bursts of ten events")
     _draw(right, coal)
     right.set_title("Coal-mining disasters; shaded years were held out")

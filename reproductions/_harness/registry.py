@@ -227,7 +227,8 @@ REPRODUCTIONS = (
         _BEYOND,
         "a training step of the latent ODE beside torchdiffeq",
         "The paper compares no libraries; the band is ours.",
-        {"quick": 2},
+        {"quick": 1},
+        alone=True,
     ),
     Reproduction(
         "detest",
