@@ -65,6 +65,7 @@ class Config:
     shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5)
     steps: int = 600  # on the CO2
     vowel_steps: int = 600
+    learning_rate: float = 1e-2
     tolerance: float = 1e-3
     judged: bool = True  # whether there are bands; False: too short to have any
     minutes: float = math.inf  # stop after so long; the same call goes on from there
@@ -74,7 +75,13 @@ class Config:
 
 PRESETS = {
     "smoke": Config("smoke", steps=2, vowel_steps=2, shares=(0.3,), judged=False),
-    "quick": Config("quick", steps=1000, vowel_steps=800, models=(LATENT[0], "RNN with gaps")),
+    "quick": Config(
+        "quick",
+        steps=900,
+        vowel_steps=700,
+        learning_rate=2e-2,
+        models=(LATENT[0], "RNN with gaps"),
+    ),
     "full": Config("full", steps=2000, vowel_steps=2000),
 }
 PRESETS["paper"] = replace(
@@ -190,10 +197,8 @@ def errors(found: Tensor, split: Split, seen: Tensor) -> tuple[float, float]:
 
 def job(config: Config, name: str, model: str, classes: int, seed: int) -> Job:
     """One training."""
-    if name == "co2":
-        recipe = Recipe(config.steps, latent=8)
-    else:
-        recipe = Recipe(config.vowel_steps, latent=16)
+    steps, latent = (config.steps, 8) if name == "co2" else (config.vowel_steps, 16)
+    recipe = Recipe(steps, latent=latent, learning_rate=config.learning_rate)
     tolerance = config.tolerance
     solver = Solver(
         config.backend, rtol=tolerance, atol=tolerance, coupling="shared", gradient="direct"
