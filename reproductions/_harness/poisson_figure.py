@@ -45,9 +45,9 @@ def rates(two: Fit, coal: Fit, peaks: Sequence[float]) -> Figure:
     left, right = figure.subplots(1, 2)
     _draw(left, two)
     for number, peak in enumerate(peaks):
-        label = "middle at half height" if number == 0 else None
+        label = "middle at\nhalf height" if number == 0 else None
         left.axvline(peak, color=_ORANGE, linestyle=":", linewidth=1, label=label)
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=8, loc="upper center")
     left.set_title("Figure 7: two bursts of ten events")
     _draw(right, coal)
     right.set_title("Coal-mining disasters; shaded years were held out")
