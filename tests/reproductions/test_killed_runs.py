@@ -35,7 +35,7 @@ SLOW = {
     "backends": {"recipe.epochs": 3},
     "table_2_spirals": {"steps": 6, "rnn_steps": 6},
     "figure_7_poisson": {"steps": 8, "coal_steps": 8},
-    "irregular_series": {"steps": 3},
+    "irregular_series": {"steps": 3, "vowel_steps": 3},
     "latent_sde": {"steps": 20},
     "stochastic_lorenz": {"steps": 20},
 }
