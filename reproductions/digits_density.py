@@ -49,7 +49,7 @@ class Config:
     backend: str = "native"  # the one that trains
     models: tuple[str, ...] = ("FFJORD", "potential", "matching", "spline")
     likelihood_iterations: int = 1000  # of maximum likelihood with a solver
-    iterations: int = 1500  # of the others
+    iterations: int = 700  # of the others
     check_every: float = 1 / 30  # of the training, on the images set aside
     width: int = 128  # of the free-form field's two layers; half that of the potential's one
     batch: int = 128
