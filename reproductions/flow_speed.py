@@ -56,7 +56,7 @@ class Config:
     batch: int = 512
     tolerance: float = 1e-5
     reference: float = 1e-9  # tolerance of what errors are taken against
-    rounds: int = 5
+    rounds: int = 7
     seconds: float = 0.3  # of a turn
     points: int = 10_000  # whose log-density all backends are asked for
     backends: tuple[str, ...] = ("native", "compiled", "torchdiffeq", "scipy")

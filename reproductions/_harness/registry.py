@@ -97,7 +97,7 @@ REPRODUCTIONS = (
         "continuous and layered planar flows matched to densities, by width and depth",
         "At as many hidden units as a layered flow has layers, a continuous flow generally"
         " reaches a lower divergence from the target.",
-        {"quick": 2, "full": 15},
+        {"quick": 1.5, "full": 15},
         ("figure4", "figure_4"),
     ),
     Reproduction(
@@ -124,7 +124,7 @@ REPRODUCTIONS = (
         "the rate of events as a latent path; and the coal-mining disasters",
         "Times of events are a Poisson process whose rate is a function of the latent path; two"
         " bursts of events give a rate with two bumps, nearly zero between them.",
-        {"quick": 0.8},
+        {"quick": 0.8, "full": 6},
         ("figure7", "figure_7"),
         {
             "first peak, middle at half height (paper 0.188)": 0.188,
@@ -197,7 +197,7 @@ REPRODUCTIONS = (
         "the same training under every backend",
         "A backend decides how an equation is solved, not what is learnt: differences between"
         " backends are within those of the seeds.",
-        {"quick": 3.5},
+        {"quick": 2},
     ),
     Reproduction(
         "training_step",
@@ -220,7 +220,7 @@ REPRODUCTIONS = (
         _BEYOND,
         "a training step of a flow beside torchdiffeq and zuko",
         "The paper compares no libraries; the band is ours.",
-        {"quick": 2},
+        {"quick": 4},
     ),
     Reproduction(
         "latent_ode_speed",
@@ -276,7 +276,7 @@ REPRODUCTIONS = (
         "free-form, planar, matched and spline flows on toy data",
         "Grathwohl et al. (2019), Lipman et al. (2023): free-form fields fit harder sets, and"
         " flow matching trains them without solving.",
-        {"quick": 4, "full": 20},
+        {"quick": 2, "full": 20},
     ),
     Reproduction(
         "digits_density",
@@ -284,14 +284,14 @@ REPRODUCTIONS = (
         "digits in 64 dimensions, in bits per dimension",
         "Grathwohl et al. (2019), Finlay et al. (2020), Onken et al. (2021): continuous flows"
         " by maximum likelihood work in more than two dimensions.",
-        {"quick": 1.5},
+        {"quick": 1.2},
     ),
     Reproduction(
         "flow_animation",
         _BEYOND,
         "a flow in time, as a moving picture",
         "A flow's density is known at every time on the way, not at its end alone.",
-        {"quick": 2},
+        {"quick": 0.8},
     ),
     Reproduction(
         "irregular_series",
@@ -299,7 +299,7 @@ REPRODUCTIONS = (
         "latent ODEs on real series seen at a tenth to a half of their times",
         "Rubanova et al. (2019): latent ODEs with an ODE in the encoder predict irregular"
         " series between and after their observations.",
-        {"quick": 1},
+        {"quick": 1.3},
     ),
     Reproduction(
         "latent_sde",
