@@ -284,7 +284,7 @@ REPRODUCTIONS = (
         "digits in 64 dimensions, in bits per dimension",
         "Grathwohl et al. (2019), Finlay et al. (2020), Onken et al. (2021): continuous flows"
         " by maximum likelihood work in more than two dimensions.",
-        {"quick": 1.2},
+        {"quick": 1.5},
     ),
     Reproduction(
         "flow_animation",
