@@ -124,7 +124,7 @@ REPRODUCTIONS = (
         "the rate of events as a latent path; and the coal-mining disasters",
         "Times of events are a Poisson process whose rate is a function of the latent path; two"
         " bursts of events give a rate with two bumps, nearly zero between them.",
-        {"quick": 0.8, "full": 6},
+        {"quick": 0.8, "full": 5},
         ("figure7", "figure_7"),
         {
             "first peak, middle at half height (paper 0.188)": 0.188,
@@ -220,7 +220,7 @@ REPRODUCTIONS = (
         _BEYOND,
         "a training step of a flow beside torchdiffeq and zuko",
         "The paper compares no libraries; the band is ours.",
-        {"quick": 4},
+        {"quick": 3.5},
     ),
     Reproduction(
         "latent_ode_speed",
