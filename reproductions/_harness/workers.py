@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Mapping
@@ -41,7 +42,7 @@ def on_processes(
     found: dict[str, T] = {}
     late = False
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool, _ended(pool):
+    with ProcessPoolExecutor(workers, context, _watch) as pool, _ended(pool):
         waiting = {pool.submit(_alone, task): name for name, task in tasks.items()}
         for done, future in enumerate(as_completed(waiting), start=1):
             try:
@@ -87,17 +88,37 @@ def _alone(task: Callable[[], T]) -> T:
     torch.set_num_threads(1)
     if number := stopping.asked_to_stop():  # while this process did the task before
         stopping.stop(number)
-    return task()
+    try:
+        return task()
+    finally:
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            os._exit(128 + signal.SIGTERM)  # else it waits for a task that no one gives it
+
+
+def _watch() -> None:
+    """Ask this process to stop when the one that it works for is gone, however that ended."""
+    threading.Thread(target=_outlive, daemon=True).start()
+
+
+def _outlive() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)  # which a training heeds, and saves itself
 
 
 @contextmanager
 def _ended(pool: ProcessPoolExecutor) -> Generator[None]:
     """Stop what still runs, each saved, and begin nothing more, where the waiting is cut short."""
     main = threading.current_thread() is threading.main_thread()
+    interrupt = signal.getsignal(signal.SIGINT)
     before = signal.signal(signal.SIGTERM, _exit) if main else None
     try:
         yield
     except BaseException as error:
+        if main:  # a second Ctrl-C would leave the pool half ended, which never ends then
+            interrupt = signal.signal(signal.SIGINT, _kill)
         for process in multiprocessing.active_children():
             process.terminate()  # SIGTERM, which a training heeds
         pool.shutdown(cancel_futures=True)
@@ -107,6 +128,13 @@ def _ended(pool: ProcessPoolExecutor) -> Generator[None]:
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGINT, interrupt)
+
+
+def _kill(number: int, _: FrameType | None) -> None:  # noqa: ARG001 - a signal handler's
+    """End the processes at once; what they saved before stays."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _exit(number: int, _: FrameType | None) -> None:
