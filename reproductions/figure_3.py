@@ -56,6 +56,7 @@ class Config:
     backend: str = "native"  # of the training, and of dopri5 and tsit5
     job: Job = SMALL  # the network to train
     sets: tuple[str, ...] = ()  # of data: take the first that is here
+    device: str | None = None  # of the training; None: the job's
     tolerances: tuple[float, ...] = (1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
     batches: tuple[int, ...] = (1, 16)
     n_solves: int = 3  # of each way at each tolerance
@@ -128,7 +129,7 @@ def run(config: Config, console: Console, session: Session) -> dict[str, object]
 
 def job_of(config: Config) -> Job:
     """The network to train; in `paper` that of Table 1, whose kept run is used."""
-    return on_first(settled(config.job, config.backend, config.seed), config.sets)
+    return on_first(settled(config.job, config.backend, config.seed, config.device), config.sets)
 
 
 def all_solves(

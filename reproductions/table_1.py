@@ -71,6 +71,7 @@ class Config:
     seeds: int = 1  # so many, from `seed` on
     job: Job = _QUICK  # the ODE-Net; the others are trained likewise
     sets: tuple[str, ...] = ()  # of data: take the first that is here
+    device: str | None = None  # of the training; None: the job's
     depths: tuple[int, ...] = (2, 4, 8, 16)
     repeats: int = 5  # of the timing
     error: float | None = None  # band on ResNet-6, RK-Net and ODE-Net, percent
@@ -124,7 +125,8 @@ def run(config: Config, console: Console, session: Session) -> dict[str, object]
     with LiveLine(console) as line:
         trained = run_jobs(jobs, line.show, lasting(session), workers=config.workers)
         line.show("memory and time by depth")
-        growth = growth_by_depth(jobs[0], config.depths, config.job.recipe.batch, config.repeats)
+        batch = min(config.job.recipe.batch, 128)
+        growth = growth_by_depth(jobs[0], config.depths, batch, config.repeats)
     bands = beside_the_paper("table_1", bands_of(config, trained, growth))
     console.print(table_of(trained, growth, PUBLISHED), highlight=False)
     console.print(*map(str, bands), sep="\n", highlight=False)
@@ -157,7 +159,7 @@ def jobs_of(config: Config) -> Iterator[Job]:
     """Every network with every seed, those that take longest first."""
     for net in reversed(NETS):
         for seed in range(config.seed, config.seed + config.seeds):
-            yield replace(settled(config.job, config.backend, seed), net=net)
+            yield replace(settled(config.job, config.backend, seed, config.device), net=net)
 
 
 def bands_of(

@@ -47,6 +47,7 @@ class Config:
     backend: str = "native"
     job: Job = _QUICK  # the network to train
     sets: tuple[str, ...] = ()  # of data: take the first that is here
+    device: str | None = None  # of the training; None: the job's
     tolerances: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1)
     euler: tuple[int, ...] = (1, 2, 4)  # numbers of fixed steps, where the backend has them
     claims: bool = True
@@ -127,7 +128,7 @@ def run(config: Config, console: Console, session: Session) -> dict[str, object]
 
 def job_of(config: Config) -> Job:
     """The network to train; in `full` and `paper` that of Table 1, whose kept run is used."""
-    return on_first(settled(config.job, config.backend, config.seed), config.sets)
+    return on_first(settled(config.job, config.backend, config.seed, config.device), config.sets)
 
 
 def classified(config: Config, trained: Trained, images: Images) -> Iterator[Setting]:

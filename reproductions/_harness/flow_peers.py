@@ -78,9 +78,10 @@ def planar(width: int, tolerance: float, dtype: torch.dtype = torch.float32) -> 
 MODELS = {"free-form": free_form, "planar": planar}
 
 
-def base(dtype: torch.dtype) -> Independent:
+def base(dtype: torch.dtype, device: str = "cpu") -> Independent:
     """N(0, I) in the plane."""
-    return Independent(Normal(torch.zeros(2, dtype=dtype), torch.ones(2, dtype=dtype)), 1)
+    zeros = torch.zeros(2, dtype=dtype, device=device)
+    return Independent(Normal(zeros, torch.ones_like(zeros)), 1)
 
 
 def steps(

@@ -92,7 +92,8 @@ def environment() -> dict[str, object]:
             "architecture": platform.machine(),
             "cpus": os.cpu_count(),
             "threads": torch.get_num_threads(),
-        },
+        }
+        | _accelerator(),
         "commit": _commit(),
     }
 
@@ -142,6 +143,11 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _accelerator() -> dict[str, str]:
+    """The GPU's name; of machines without one nothing is said."""
+    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
 def _commit() -> str | None:

@@ -260,4 +260,4 @@ def _leaves(y: State) -> Sequence[Tensor]:
 
 
 def _flat(tensors: Sequence[Tensor]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return torch.cat([x.detach().double().flatten() for x in tensors]).numpy()
+    return torch.cat([x.detach().double().flatten() for x in tensors]).cpu().numpy()

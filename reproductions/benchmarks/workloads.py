@@ -7,8 +7,9 @@ Source:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -140,6 +141,14 @@ class Case:
     def n_parameters(self) -> int:
         """Numbers that are learned."""
         return sum(parameter.numel() for parameter in self.field.parameters())
+
+    def to(self, device: str) -> Case:
+        """The same on a device, for contestants in this process."""
+        fields = copy.deepcopy((self.field, self.traceable))  # together: they share their weights
+        field, traceable = (each.to(device) for each in fields)
+        leaves = tuple(leaf.to(device) for leaf in self.leaves)
+        t = self.t.to(device)
+        return replace(self, field=field, traceable=traceable, leaves=leaves, t=t)
 
     def save(self, path: Path) -> None:
         """Write weights, start and times for a contestant in another process."""

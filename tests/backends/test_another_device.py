@@ -25,7 +25,7 @@ CASES = (
 def found() -> dict[str, Any]:
     """What every case gave on the CPU and there."""
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", str(Path(__file__).parent / "narrow.py")],
+        [sys.executable, "-W", "ignore", "-m", "tests.backends.narrow"],
         capture_output=True, text=True, timeout=300, cwd=ROOT,
     )  # fmt: skip
     if run.returncode:

@@ -1,0 +1,90 @@
+"""On a CUDA device all is as on the CPU. Skipped, visibly, where there is none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from ctflow import ODEProblem, Solver, solve
+from ctflow.backends import available
+from ctflow.backends.protocol import Gradient
+from tests.backends.device_cases import CASES, gradients, large
+
+# The suite's own check is done on another device by naming it here: CTFLOW_TEST_DEVICE=cpu.
+DEVICE = os.environ.get("CTFLOW_TEST_DEVICE", "cuda")
+ROUNDING = 2e-5  # float32, over some tens of steps
+METHODS: tuple[Gradient, ...] = ("direct", "checkpointed", "adjoint")
+
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA device"
+)
+
+
+def _compiled() -> None:
+    if "compiled" not in available() or torch.__version__ < "2.13":
+        pytest.skip("backend 'compiled' needs torch 2.13")
+
+
+def _agree(case: Callable[[str], list[Tensor]], rounding: float = ROUNDING) -> None:
+    """Values and gradients there and here, and all of them there."""
+    wanted, got = case("cpu"), case(DEVICE)
+    assert {x.device.type for x in got} == {DEVICE}
+    for a, b in zip(wanted, got, strict=True):
+        torch.testing.assert_close(b.cpu(), a, rtol=rounding, atol=rounding, check_dtype=False)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_those_of_the_cpu(case: str) -> None:
+    """To float32's rounding."""
+    _agree(CASES[case])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compiled_per_sample_is_as_on_the_cpu(method: Gradient) -> None:
+    """By every gradient; times have gradients too."""
+    _compiled()
+    _agree(partial(gradients, backend="compiled", gradient=method))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compiled_with_shared_steps_is_as_on_the_cpu(method: Gradient) -> None:
+    """With matrices large enough for the device's library."""
+    _compiled()
+    _agree(partial(large, backend="compiled", gradient=method), 1e-4)
+
+
+@pytest.mark.parametrize("backend", ["native", "compiled"])
+def test_both_backends_take_the_same_steps_there(backend: str) -> None:
+    """Counts, which are numbers on the CPU, do not depend on where it was computed."""
+    if backend == "compiled":
+        _compiled()
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y[:, 1], -y[:, 0] * (1 + 0.1 * t)], dim=1)
+
+    y0 = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    counts = []
+    for device in ("cpu", DEVICE):
+        problem = ODEProblem(f, y0.to(device), (0.0, 8.0))
+        counts.append(solve(problem, Solver(backend, rtol=1e-7, atol=1e-9)).stats.forward)
+    assert counts[0].n_accepted.tolist() == counts[1].n_accepted.tolist()
+    assert counts[0].n_f_evals.tolist() == counts[1].n_f_evals.tolist()
+
+
+def test_a_state_there_with_times_here_is_solved() -> None:
+    """As users write it: times from `torch.linspace`, which lie on the CPU."""
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return -y * t
+
+    y0 = torch.ones(3, 2, device=DEVICE)
+    solution = solve(ODEProblem(f, y0, torch.linspace(0, 1, 5)), Solver(rtol=1e-5, atol=1e-6))
+    assert solution.y.device.type == DEVICE
+    torch.testing.assert_close(
+        solution.y[-1].cpu(), torch.full((3, 2), -0.5).exp(), rtol=1e-4, atol=1e-5
+    )
