@@ -95,7 +95,7 @@ class Autonomous(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002 - autonomous
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """The network's value."""
         return self.net(y)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from ctflow import ODEProblem, Solver, solve
 from ctflow.backends import available
 from ctflow.backends.protocol import Gradient
+from ctflow.dynamics import MLP, ODEBlock
 from tests.backends.device_cases import CASES, gradients, large
 
 # The suite's own check is done on another device by naming it here: CTFLOW_TEST_DEVICE=cpu.
@@ -88,3 +91,25 @@ def test_a_state_there_with_times_here_is_solved() -> None:
     torch.testing.assert_close(
         solution.y[-1].cpu(), torch.full((3, 2), -0.5).exp(), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="NCCL is CUDA's")
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_that_nccl_averages_are_those_of_one_process(
+    method: Gradient, tmp_path: Path
+) -> None:
+    """One process, since one device takes no more: what is averaged is what was there."""
+    torch.manual_seed(0)
+    block = ODEBlock(MLP(4, (16,)), solver=Solver(rtol=1e-5, atol=1e-6, gradient=method)).cuda()
+    x = torch.randn(8, 4, device="cuda")
+    wanted = torch.autograd.grad(block(x).square().mean(), list(block.parameters()))
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("nccl", store=store, rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(block, device_ids=[0])
+        parallel(x).square().mean().backward()
+        got = [p.grad for p in block.parameters()]
+    finally:
+        dist.destroy_process_group()
+    for a, b in zip(wanted, got, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-6)
