@@ -85,7 +85,7 @@ PRESETS = {
         wrong=None,
     ),
     "full": Config("full"),
-    "paper": Config("paper", device="cuda", tasks=("forward", "direct")),
+    "paper": Config("paper", device="cuda", tasks=("forward", "direct"), rounds=5, seconds=0.05),
 }
 
 
