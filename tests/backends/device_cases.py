@@ -1,5 +1,7 @@
 """Small problems of every kind, to be solved on two devices: values and gradients are compared."""
 
+# ruff: noqa: ANN401 - settings are whatever a solver takes
+
 from __future__ import annotations
 
 from collections.abc import Callable
