@@ -1,12 +1,12 @@
 """Native, compiled and torchdiffeq on one device: the benchmarks' workloads, and training steps.
 
-Four workloads (`benchmarks.workloads`), each forward and with gradients of the mean square, and a training step of each family of models: the paper's ODE-Net
-(64 channels, batch 128, tolerance 1e-3), two flows in the plane (512 points, exact trace, 1e-5;
-the paper's planar field, and a free-form one) and the latent ODE of the spirals (batch 200, 100
-points, 1e-6). Everybody has the same weights, start, method (dopri5), tolerances and one step size
-for the batch. Turns are interleaved; a turn waits for the device at its end. A training step's
-gradient is that of the steps taken; its error is against a float64 solve at a thousandth of the
-tolerance.
+Four workloads (`benchmarks.workloads`), each forward and with gradients of the mean square, and a
+training step of each family of models: the paper's ODE-Net (64 channels, batch 128, tolerance
+1e-3), two flows in the plane (512 points, exact trace, 1e-5; the paper's planar field, and a
+free-form one) and the latent ODE of the spirals (batch 200, 100 points, 1e-6). Everybody has the
+same weights, start, method (dopri5), tolerances and one step size for the batch. Turns are
+interleaved; a turn waits for the device at its end. A training step's gradient is that of the steps
+taken; its error is against a float64 solve at a thousandth of the tolerance.
 
 Arithmetic is float32 as torch does it by default: no TF32 in products of matrices, TF32 in cuDNN's
 convolutions on a CUDA device, no autocast.
@@ -35,7 +35,7 @@ from _harness.shapes import SHAPES
 from _harness.spiral_training import Job, Recipe, build, data_of
 from benchmarks.measuring import Pace, Spread, Stopwatch, in_rounds
 from benchmarks.torch_peers import contestants
-from benchmarks.workloads import WORKLOADS, perceptron
+from benchmarks.workloads import WORKLOADS
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ from ctflow.latent import LatentODE
 from ctflow.latent.observations import Observations
 
 PEER = "torchdiffeq"
-LIBRARIES = {"native": "ctflow native", "compiled": "ctflow compiled", PEER: PEER}
+OWN_NAMES = {"ctflow native": "native", "ctflow compiled": "compiled", PEER: PEER}
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def of_workload(
     ).answer()
     timed, errors = [], {}
     for each in contestants(workload.case(config.seed, config.rows).to(config.device)):
-        backend = next((b for b, l in LIBRARIES.items() if l == each.entry.library), None)
+        backend = OWN_NAMES.get(each.entry.library)
         if backend not in config.backends or each.entry.mode not in config.tasks:
             continue
         key = f"{backend}: {each.entry.mode}"

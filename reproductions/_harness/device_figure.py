@@ -18,18 +18,12 @@ _OURS, _THEIRS = "#0072B2", "#999999"  # Okabe and Ito's palette; labels say the
 class Measured(Protocol):
     """What is drawn of a contestant."""
 
-    @property
-    def what(self) -> str: ...  # noqa: D102
-    @property
-    def task(self) -> str: ...  # noqa: D102
-    @property
-    def backend(self) -> str: ...  # noqa: D102
-    @property
-    def milliseconds(self) -> float: ...  # noqa: D102
-    @property
-    def low(self) -> float: ...  # noqa: D102
-    @property
-    def high(self) -> float: ...  # noqa: D102
+    what: str
+    task: str
+    backend: str
+    milliseconds: float
+    low: float
+    high: float
 
 
 def times_by_workload(rows: Sequence[Measured], device: str) -> Figure:

@@ -231,6 +231,14 @@ REPRODUCTIONS = (
         alone=True,
     ),
     Reproduction(
+        "device_speed",
+        _BEYOND,
+        "workloads and training steps on a GPU: native, compiled, torchdiffeq",
+        "The paper compares no libraries; the bands are ours.",
+        {"full": 15, "paper": 8},
+        alone=True,
+    ),
+    Reproduction(
         "detest",
         _BEYOND,
         "error and evaluations on the DETEST problems, beside torchdiffeq and SciPy",

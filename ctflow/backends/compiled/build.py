@@ -10,10 +10,11 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,10 +31,12 @@ logger = logging.getLogger("ctflow.compiled")
 
 # Fused multiply-add is what the rest of torch's kernels use; without it a small network's solve
 # takes half as long again.
-_OPTIONS: dict[str, Any] = {
-    "cpp.enable_floating_point_contract_flag": "fast",
-    "aot_inductor.use_runtime_constant_folding": False,
-}
+_OPTIONS: Mapping[str, Any] = MappingProxyType(
+    {
+        "cpp.enable_floating_point_contract_flag": "fast",
+        "aot_inductor.use_runtime_constant_folding": False,
+    }
+)
 _VERSION = 3  # of what is kept on disk
 _OLDEST = (2, 13)  # 2.11 and 2.12 export no while_loop that changes its records in place
 
@@ -191,7 +194,9 @@ def _make_package(exported: Any, package: Path) -> None:  # noqa: ANN401
 
     def make() -> None:
         torch._inductor.aoti_compile_and_package(  # pyright: ignore
-            exported, package_path=str(package), inductor_configs=_OPTIONS
+            exported,
+            package_path=str(package),
+            inductor_configs={**_OPTIONS},  # added to there
         )
 
     try:

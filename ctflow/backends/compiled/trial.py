@@ -6,7 +6,8 @@ first turn of the loop that reads it in every turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -100,10 +101,28 @@ def _both(
 ) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor], list[Tensor]]:
     """What module and program return, in pairs; and the inputs that each has written to."""
     ours, theirs = [x.clone() for x in inputs], [x.clone() for x in inputs]
-    with torch.no_grad():
+    with torch.no_grad(), _whole_products():
         wanted: Any = module(*ours)
+        got = program(theirs)
     wanted = [wanted] if isinstance(wanted, Tensor) else list(wanted)
-    return list(zip(wanted, program(theirs), strict=True)), ours, theirs
+    return list(zip(wanted, got, strict=True)), ours, theirs
+
+
+@contextmanager
+def _whole_products() -> Generator[None]:
+    """Products of float32 numbers with all their digits, where a GPU would take ten bits (TF32).
+
+    A convolution in TF32 agrees with itself to three digits, and by another algorithm to no more.
+    """
+    places: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
 
 
 def _written(before: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

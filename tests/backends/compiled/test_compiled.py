@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ctflow import BackendUnavailable, ODEProblem, Solver, Status, Unsupported, odeint, solve
 from ctflow.backends.compiled.backend import CompiledBackend
-from ctflow.backends.compiled.build import built, counts
+from ctflow.backends.compiled.build import _make_package, built, counts
 
 SOLVER = Solver(rtol=1e-6, atol=1e-8)
 COMPILED = Solver(backend=CompiledBackend(), rtol=1e-6, atol=1e-8)
@@ -202,6 +203,36 @@ def test_an_older_torch_is_refused_by_its_version(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("torch.__version__", "2.12.1+cpu")
     with pytest.raises(BackendUnavailable, match=r"needs torch 2\.13 or newer, got 2\.12\.1"):
         built(nn.Identity(), [torch.ones(2)], None, "nothing")
+
+
+def test_what_torch_writes_into_its_options_is_not_seen_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are part of a program's name: no process found the second program of another."""
+    given: list[dict[str, object]] = []
+
+    def package(_: object, *, package_path: str, inductor_configs: dict[str, object]) -> None:
+        del package_path
+        given.append({**inductor_configs})
+        inductor_configs["aot_inductor.package"] = True
+
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", package)
+    for _ in range(2):
+        _make_package(None, tmp_path / "program.pt2")
+    assert given[0] == given[1]
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_a_program_is_found_again_whether_another_was_compiled_before_or_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch writes into the options that it is given, and they are part of a program's name."""
+    monkeypatch.setenv("CTFLOW_CACHE_DIR", str(tmp_path))
+    compiled = counts.compiled
+    for factor in (2, 3, 2, 3):
+        built(nn.Linear(factor, 1), [torch.ones(factor)], None, "a product")
+    assert counts.compiled == compiled + 2
 
 
 @pytest.mark.skipif(__debug__, reason="only under python -O")

@@ -81,3 +81,18 @@ def test_the_trial_leaves_its_inputs_alone() -> None:
 def test_what_hangs_on_rounding_alone_is_not_refused() -> None:
     """The size of the next step where the error estimate is rounding."""
     check(Doubling(), _program(Doubling(guess=0.1)), _inputs())  # pyright: ignore
+
+
+def test_float32_is_multiplied_with_all_its_digits_in_the_trial_alone() -> None:
+    """On a GPU a convolution in TF32 agrees with another algorithm's to three digits."""
+    seen: set[str] = set()
+
+    def program(inputs: list[Tensor]) -> list[Tensor]:
+        seen.update((torch.backends.cudnn.conv.fp32_precision, matmul.fp32_precision))
+        return list(Doubling()(*inputs))
+
+    matmul = torch.backends.cuda.matmul
+    before = torch.backends.cudnn.allow_tf32, matmul.allow_tf32
+    check(Doubling(), program, _inputs())
+    assert seen == {"ieee"}
+    assert (torch.backends.cudnn.allow_tf32, matmul.allow_tf32) == before
