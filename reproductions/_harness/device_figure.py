@@ -24,10 +24,11 @@ class Measured(Protocol):
     milliseconds: float
     low: float
     high: float
+    apart: bool
 
 
 def times_by_workload(rows: Sequence[Measured], device: str) -> Figure:
-    """Bars of medians with quartiles, on a logarithmic scale, task by task.
+    """Bars of medians with quartiles, task by task.
 
     Args:
         rows: Everybody on everything.
@@ -39,7 +40,8 @@ def times_by_workload(rows: Sequence[Measured], device: str) -> Figure:
     left, right = groups[: (len(groups) + 1) // 2], groups[(len(groups) + 1) // 2 :]
     heights = [sum(len(g) + 1.5 for g in side) for side in (left, right)]
     figure = Figure(figsize=(12.0, 0.6 + 0.24 * max(heights)), layout="constrained")
-    figure.suptitle(f"One call on {device}, milliseconds")
+    star = "; * by itself, while others compiled" if any(row.apart for row in rows) else ""
+    figure.suptitle(f"One call on {device}, milliseconds{star}")
     sides = figure.subfigures(1, columns)
     for side, own in zip(sides, (left, right), strict=True):
         if not own:
@@ -52,11 +54,12 @@ def times_by_workload(rows: Sequence[Measured], device: str) -> Figure:
                 axes.barh(place, row.milliseconds, color=colour, xerr=error, height=0.7)
                 axes.text(row.high, place, f" {row.milliseconds:.3g}", va="center", fontsize=8)
             axes.set_yticks(
-                range(len(group)), [f"{row.task}, {row.backend}" for row in group], fontsize=8
+                range(len(group)),
+                [f"{row.task}, {row.backend}{' *' if row.apart else ''}" for row in group],
+                fontsize=8,
             )
             axes.invert_yaxis()
-            axes.set_xscale("log")
-            axes.set_xlim(0.7 * min(r.low for r in group), 2.0 * max(r.high for r in group))
+            axes.set_xlim(0, 1.15 * max(r.high for r in group))
             axes.set_title(group[0].what, fontsize=10, loc="left")
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(axis="x", which="both", labelsize=8)
