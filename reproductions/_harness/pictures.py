@@ -44,8 +44,8 @@ def picture(path: Path) -> Picture:
         wide = wide.resize((_WIDEST, height), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     few = wide.quantize(_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    few.save(out, "png", optimize=True)
-    return _inline(out.getvalue(), "png", wide.size)
+    few.convert("RGB").save(out, "webp", lossless=True)  # a seventh smaller than as PNG
+    return _inline(out.getvalue(), "webp", wide.size)
 
 
 def _inline(data: bytes, kind: str, size: tuple[int, int]) -> Picture:

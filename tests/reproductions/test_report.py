@@ -103,7 +103,7 @@ def test_a_wide_picture_is_made_narrower_and_lies_in_the_page(tmp_path: Path) ->
     write_result(tmp_path, "quick", [])
     shown = picture(tmp_path / "quick.png")
     assert (shown.width, shown.height) == (1200, 400)
-    assert shown.url.startswith("data:image/png;base64,")
+    assert shown.url.startswith("data:image/webp;base64,")
     frames = [Image.new("RGB", (8, 4), colour) for colour in ("white", "black")]
     frames[0].save(tmp_path / "quick.gif", save_all=True, append_images=frames[1:])
     assert picture(tmp_path / "quick.gif").url.startswith("data:image/gif;base64,")
