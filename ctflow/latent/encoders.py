@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from ctflow.errors import InvalidProblem
-from ctflow.latent.observations import Observations
+from ctflow.latent.observations import Observations, picked
 
 __all__ = [
     "Cell",
@@ -155,8 +155,7 @@ def reversed_steps(data: Observations, t0: float) -> tuple[Tensor, Tensor]:
     Raises:
         InvalidProblem: If something was seen before t0.
     """
-    early = data.rows & (data.times < t0)
-    if bool(early.any()):
+    if bool(data.t.min() < t0) and bool((early := data.rows & (data.times < t0)).any()):
         b, i = early.nonzero()[0].tolist()
         raise InvalidProblem(
             f"observations must lie at or after the latent state's time {t0:g}, got t="
@@ -170,7 +169,7 @@ def reversed_steps(data: Observations, t0: float) -> tuple[Tensor, Tensor]:
     before = torch.where(place > 0, torch.cat([times[:, 1:], start], dim=1), t0)
     gaps = (times - before).unsqueeze(-1).to(data.x.dtype)
     both = torch.cat([data.x, data.seen.to(data.x.dtype)], dim=-1)
-    steps = both.gather(1, order.unsqueeze(-1).expand(-1, -1, both.shape[2]))
+    steps = picked(both, order)
     return torch.where(filled, steps, 0.0), torch.where(filled, gaps, 0.0)
 
 
