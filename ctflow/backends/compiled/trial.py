@@ -114,7 +114,8 @@ def _whole_products() -> Generator[None]:
 
     A convolution in TF32 agrees with itself to three digits, and by another algorithm to no more.
     """
-    places: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    backends: Any = torch.backends
+    places = (backends.cudnn.conv, backends.cuda.matmul)
     before = [place.fp32_precision for place in places]
     try:
         for place in places:
