@@ -47,8 +47,7 @@ from ctflow.cli import main as command_line
 from ctflow.dynamics import MLP, ODEBlock, ode_net
 from ctflow.errors import CtflowError, GradientWarning
 from ctflow.flows import ContinuousFlow, HyperPlanar
-from ctflow.latent import LatentODE
-from ctflow.latent.observations import Observations
+from ctflow.latent import LatentODE, Observations
 
 PEER = "torchdiffeq"
 OWN_NAMES = {"ctflow native": "native", "ctflow compiled": "compiled", PEER: PEER}
@@ -84,6 +83,13 @@ PRESETS = {
         rounds=1,
         seconds=0.0,
         worse=None,
+    ),
+    "quick": Config(
+        "quick",
+        backends=("native", PEER),
+        workloads=("spiral-mlp", "latent-ode"),
+        families=("planar flow", "latent ODE"),
+        tasks=("forward", "direct"),
     ),
     "full": Config("full"),
     "paper": Config("paper", device="cuda", tasks=("forward", "direct"), rounds=5, seconds=0.05),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ctflow import BackendUnavailable, ODEProblem, Solver, Status, Unsupported, odeint, solve
 from ctflow.backends.compiled.backend import CompiledBackend
-from ctflow.backends.compiled.build import _make_package, built, counts
+from ctflow.backends.compiled.build import built, counts
 
 SOLVER = Solver(rtol=1e-6, atol=1e-8)
 COMPILED = Solver(backend=CompiledBackend(), rtol=1e-6, atol=1e-8)
@@ -205,20 +205,22 @@ def test_an_older_torch_is_refused_by_its_version(monkeypatch: pytest.MonkeyPatc
         built(nn.Identity(), [torch.ones(2)], None, "nothing")
 
 
+@pytest.mark.compiler
 def test_what_torch_writes_into_its_options_is_not_seen_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They are part of a program's name: no process found the second program of another."""
     given: list[dict[str, object]] = []
 
     def package(_: object, *, package_path: str, inductor_configs: dict[str, object]) -> None:
-        del package_path
+        del package_path  # nothing is written there, so that there is nothing to load
         given.append({**inductor_configs})
         inductor_configs["aot_inductor.package"] = True
 
     monkeypatch.setattr("torch._inductor.aoti_compile_and_package", package)
-    for _ in range(2):
-        _make_package(None, tmp_path / "program.pt2")
+    for size in (2, 3):
+        with pytest.raises(Unsupported):
+            built(nn.Linear(size, 1), [torch.ones(size)], None, "a product")
     assert given[0] == given[1]
 
 
