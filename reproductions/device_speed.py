@@ -33,6 +33,7 @@ from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
 from _harness.shapes import SHAPES
 from _harness.spiral_training import Job, Recipe, build, data_of
+from _harness.threads import torch_threads
 from benchmarks.measuring import Pace, Spread, Stopwatch, in_rounds
 from benchmarks.torch_peers import contestants
 from benchmarks.workloads import WORKLOADS
@@ -88,7 +89,7 @@ PRESETS = {
         "quick",
         backends=("native", PEER),
         workloads=("spiral-mlp", "latent-ode"),
-        families=("planar flow", "latent ODE"),
+        families=("latent ODE",),
         tasks=("forward", "direct"),
     ),
     "full": Config("full"),
@@ -168,7 +169,8 @@ class Row:
 def main(config: Config) -> dict[str, object]:
     """Measure, print, and write JSON and PNG; returns what the JSON holds."""
     need("matplotlib")
-    return run(config, Console())
+    with torch_threads(1):
+        return run(config, Console())
 
 
 def run(config: Config, console: Console) -> dict[str, object]:
