@@ -163,13 +163,16 @@ def reversed_steps(data: Observations, t0: float) -> tuple[Tensor, Tensor]:
         )
     n = data.order.shape[1]
     place = (data.counts.unsqueeze(1) - 1 - torch.arange(n, device=data.x.device)).clamp(min=0)
-    order, filled = data.order.gather(1, place), data.filled.unsqueeze(-1)
+    order = data.order.gather(1, place)
     times = data.times.gather(1, order)
     start = torch.full_like(times[:, :1], t0)
     before = torch.where(place > 0, torch.cat([times[:, 1:], start], dim=1), t0)
     gaps = (times - before).unsqueeze(-1).to(data.x.dtype)
     both = torch.cat([data.x, data.seen.to(data.x.dtype)], dim=-1)
     steps = picked(both, order)
+    if data.even:
+        return steps, gaps
+    filled = data.filled.unsqueeze(-1)
     return torch.where(filled, steps, 0.0), torch.where(filled, gaps, 0.0)
 
 

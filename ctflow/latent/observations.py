@@ -71,6 +71,11 @@ class Observations:
         object.__setattr__(self, "mask", mask)
         object.__setattr__(self, "rows", rows)
 
+    @cached_property
+    def even(self) -> bool:
+        """Whether all series have as many times that hold anything."""
+        return int(self.counts.min()) == self.order.shape[1]
+
     @property
     def seen(self) -> Tensor:
         """Which values were seen, bool [B, T, D]."""
@@ -132,14 +137,16 @@ class Observations:
         Cost:
             A gather of each part; nothing is checked again.
         """
-        filled = self.filled
-        seen = picked(self.seen, self.order) & filled.unsqueeze(-1)
+        filled, x = self.filled, picked(self.x, self.order)
+        t = self.times.gather(1, self.order)
+        if self.seen.stride(2) == 0:  # one flag for all features
+            seen = filled.unsqueeze(-1).expand_as(x)
+        else:
+            seen = picked(self.seen, self.order) & filled.unsqueeze(-1)
+        if not self.even:
+            x, t = torch.where(seen, x, 0.0), torch.where(filled, t, 0.0)
         made = object.__new__(Observations)
-        for name, value in (
-            ("x", torch.where(seen, picked(self.x, self.order), 0.0)),
-            ("t", torch.where(filled, self.times.gather(1, self.order), 0.0)),
-            ("mask", seen),
-        ):
+        for name, value in (("x", x), ("t", t), ("mask", seen)):
             object.__setattr__(made, name, value)
         return made
 

@@ -73,3 +73,25 @@ def test_ragged_series_are_padded_at_the_end() -> None:
     assert data.counts.tolist() == [3, 1]
     with pytest.raises(InvalidProblem, match="series 1 must have times"):
         pad([T, T], [torch.ones(3, 2), torch.ones(2, 2)])
+
+
+@pytest.mark.parametrize("kind", ["all", "rows", "values", "every value"])
+def test_what_was_seen_is_moved_to_the_front_whatever_form_the_mask_has(kind: str) -> None:
+    """By the definition, entry by entry; series of one length and of several."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        b, n, d = (torch.randint(1, 6, (3,), generator=generator)).tolist()
+        some = torch.rand(b, n, d, generator=generator) < 0.6
+        masks = {"all": None, "rows": some[:, :, 0], "values": some, "every value": some | True}
+        t = torch.rand(b, n, generator=generator).cumsum(1)
+        data = Observations(torch.randn(b, n, d, generator=generator), t, masks[kind])
+        packed = data.packed()
+        for i in range(b):
+            places = data.seen[i].any(dim=1).nonzero().flatten()
+            k, rest = len(places), packed.x.shape[1] - len(places)
+            torch.testing.assert_close(packed.x[i, :k], data.x[i, places], rtol=0, atol=0)
+            torch.testing.assert_close(packed.t[i, :k], data.t[i, places], rtol=0, atol=0)
+            assert torch.equal(packed.seen[i, :k], data.seen[i, places])
+            assert not packed.seen[i, k:].any()
+            assert (packed.x[i, k:] == 0).all()
+            assert rest >= 0
