@@ -81,25 +81,12 @@ def flow(device: str, gradient: Gradient, divergence: Divergence) -> list[Tensor
 def large(device: str, **settings: Any) -> list[Tensor]:
     """A hidden layer that a device computes by library calls, and outputs inside steps."""
     torch.manual_seed(0)
-    f = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 16)).to(device)
+    f = MLP(16, (64,)).to(device)
     y0 = torch.randn(32, 16).to(device).requires_grad_()
     t = torch.linspace(0, 1, 7).to(device)
     solver = Solver(rtol=1e-4, atol=1e-5, coupling="shared", **settings)
-    y = solve(ODEProblem(Autonomous(f), y0, t), solver).y
+    y = solve(ODEProblem(f, y0, t), solver).y
     return [y, *torch.autograd.grad((y**2).mean(), [y0, *f.parameters()])]
-
-
-class Autonomous(nn.Module):
-    """f(t, y) = net(y)."""
-
-    def __init__(self, net: nn.Module) -> None:
-        """Keep the network."""
-        super().__init__()
-        self.net = net
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """The network's value."""
-        return self.net(y)
 
 
 CASES: dict[str, Callable[[str], list[Tensor]]] = {

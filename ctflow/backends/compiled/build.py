@@ -196,7 +196,7 @@ def _make_package(exported: Any, package: Path) -> None:  # noqa: ANN401
         torch._inductor.aoti_compile_and_package(  # pyright: ignore
             exported,
             package_path=str(package),
-            inductor_configs={**_OPTIONS},  # added to there
+            inductor_configs={**_OPTIONS},  # a copy: torch writes into it
         )
 
     try:
