@@ -8,21 +8,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["speed_figure"]
+__all__ = ["Timed", "bars", "speed_figure"]
 
 _OURS, _THEIRS = "#0072B2", "#999999"  # Okabe and Ito's palette; labels say the same again
 
 
-class Measured(Protocol):
+class Timed(Protocol):
+    """A median and its quartiles."""
+
+    milliseconds: float
+    low: float
+    high: float
+
+
+class Measured(Timed, Protocol):
     """What is drawn of a contestant."""
 
     model: str
     who: str
-    milliseconds: float
-    low: float
-    high: float
+
+
+def bars(axes: Axes, rows: Sequence[Timed], labels: Sequence[str], ours: Sequence[bool]) -> None:
+    """A bar for each, from top to bottom, with its quartiles and its median in numbers.
+
+    Args:
+        axes: Where.
+        rows: Everybody.
+        labels: Their names.
+        ours: Whether they are ctflow's, which are coloured.
+    """
+    for place, (row, own) in enumerate(zip(rows, ours, strict=True)):
+        error = [[row.milliseconds - row.low], [row.high - row.milliseconds]]
+        colour = _OURS if own else _THEIRS
+        axes.barh(place, row.milliseconds, color=colour, xerr=error, height=0.65)
+        axes.text(row.high, place, f"  {row.milliseconds:.3g} ms", va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.15 * max(row.high for row in rows))
+    axes.tick_params(axis="x", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def speed_figure(rows: Sequence[Measured], points: int) -> Figure:
@@ -38,15 +65,8 @@ def speed_figure(rows: Sequence[Measured], points: int) -> Figure:
     panels = figure.subplots(len(models), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, model in zip(panels, models, strict=True):
         own = sorted((r for r in rows if r.model == model), key=lambda row: row.milliseconds)
-        for place, row in enumerate(own):
-            colour = _OURS if row.who.startswith("ctflow") else _THEIRS
-            error = [[row.milliseconds - row.low], [row.high - row.milliseconds]]
-            axes.barh(place, row.milliseconds, color=colour, xerr=error, height=0.65)
-            axes.text(row.high, place, f"  {row.milliseconds:.1f} ms", va="center", fontsize=9)
-        axes.set_yticks(range(len(own)), [row.who for row in own])
-        axes.invert_yaxis()
-        axes.set_xlim(0, 1.15 * max(row.high for row in own))
+        names = [row.who for row in own]
+        bars(axes, own, names, [name.startswith("ctflow") for name in names])
         axes.set_title(f"{model} field", fontsize=10, loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel(f"milliseconds of a training step, {points} points, one thread")
     return figure
