@@ -28,6 +28,7 @@ from pathlib import Path
 
 import torch
 from _harness.bands import Band, beside_the_paper
+from _harness.devices import present
 from _harness.flow_peers import base
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
@@ -46,7 +47,7 @@ from torch.nn.functional import cross_entropy
 from ctflow import Solver
 from ctflow.cli import main as command_line
 from ctflow.dynamics import MLP, ODEBlock, ode_net
-from ctflow.errors import CtflowError, GradientWarning
+from ctflow.errors import GradientWarning
 from ctflow.flows import ContinuousFlow, HyperPlanar
 from ctflow.latent import LatentODE, Observations
 
@@ -203,14 +204,8 @@ def device_name(device: str) -> str:
     Raises:
         CtflowError: If it is not here.
     """
-    kind = torch.device(device).type
-    if kind == "cpu":
+    if present(device).type == "cpu":
         return platform.processor() or platform.machine()
-    if kind != "cuda" or not torch.cuda.is_available():
-        raise CtflowError(
-            f"device {device!r} is not here. Take a machine that has it, or pass --device cpu "
-            "with --preset full."
-        )
     return torch.cuda.get_device_name(device)
 
 

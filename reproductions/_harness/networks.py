@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from _harness.devices import present
 from _harness.images import SOURCES
 from _harness.training import Job, Recipe
 from ctflow import Solver
@@ -60,9 +61,14 @@ CLOTHES = Recipe(30, batch=512, learning_rate=5e-3)
 
 
 def settled(job: Job, backend: str, seed: int, device: str | None = None) -> Job:
-    """The job by another backend and seed, and on another device if one is named."""
-    found = replace(job, seed=seed, solver=replace(job.solver, backend=backend))
-    return found if device is None else replace(found, device=device)
+    """The job by another backend and seed, and on another device if one is named.
+
+    Raises:
+        CtflowError: If the device is not here.
+    """
+    place = job.device if device is None else device
+    present(place)
+    return replace(job, seed=seed, solver=replace(job.solver, backend=backend), device=place)
 
 
 def on_first(job: Job, sets: Sequence[str]) -> Job:

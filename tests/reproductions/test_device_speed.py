@@ -54,7 +54,10 @@ def test_a_case_on_another_device_has_one_set_of_weights() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_device_that_is_not_here_is_refused_before_any_work() -> None:
+@pytest.mark.parametrize("device", ["cuda", "no such"])
+@pytest.mark.parametrize("name", ["device_speed", "table_1", "figure_3", "tolerance"])
+def test_a_device_that_is_not_here_is_refused_before_any_work(name: str, device: str) -> None:
     """By name, with what to do."""
-    with pytest.raises(CtflowError, match=r"device 'cuda' is not here.*--device cpu"):
-        script.main(replace(SMOKE, device="cuda"))
+    one = load_script(Path(__file__).parents[2], name)
+    with pytest.raises(CtflowError, match=rf"device '{device}' is not here.*--device cpu"):
+        one.main(replace(one.PRESETS["smoke"], device=device))
