@@ -31,7 +31,7 @@ environment:
 	@sh .ci/environment.sh
 
 reproduce: environment
-	$(python) -m ctflow.cli reproduce all --preset quick --workers 2 --check
+	$(python) -m ctflow reproduce all --preset quick --workers 2 --check
 
 test: lint types docs unit optimized bare
 

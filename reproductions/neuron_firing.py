@@ -53,7 +53,7 @@ class Config:
 
     preset: str
     seed: int = 0
-    backend: str = "native"
+    backend: str = "compiled"  # a tenth of native's time
     steps: int = 1500
     batch: int = 64
     latent: int = 4
@@ -68,7 +68,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config("smoke", steps=2, batch=8, samples=3, judged=False),
+    "smoke": Config("smoke", backend="native", steps=2, batch=8, samples=3, judged=False),
     "quick": Config("quick"),
     "full": Config("full", steps=6000, tolerance=1e-4, samples=1000),
 }

@@ -52,6 +52,7 @@ _MODULES = {
     "ctflow.backends": Place(5, frozenset(range(1, 6))),
     "ctflow.api": Place(7, frozenset(range(1, 6))),
     "ctflow.api_sde": Place(7, frozenset(range(1, 6))),
+    "ctflow.__main__": Place(12, frozenset({11})),
     "ctflow": Place(9, frozenset({1, 2, 3, 4, 5, 7})),
     "ctflow.dynamics.block": Place(8, _MODEL),
     "ctflow.dynamics.images": Place(8, _MODEL),

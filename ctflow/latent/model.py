@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,18 @@ class Path(NamedTuple):
 
     z: Tensor
     integral: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Rate:
+    """The likelihood's rate along a path, as a running cost: it reaches no more than it reads."""
+
+    decoder: Callable[[Tensor], Tensor]
+    likelihood: Likelihood
+
+    def __call__(self, t: Tensor, z: Tensor) -> Tensor:  # noqa: ARG002 - of the state alone
+        """Latent states [N, L] to rates, [N, K]."""
+        return self.likelihood.rate(self.decoder(z))
 
 
 class LatentODE(nn.Module):
@@ -224,12 +237,8 @@ class LatentODE(nn.Module):
         return self._solve(z0, grid), grid
 
     def _solve(self, z0: Tensor, grid: Grid) -> Solution:
-        cost = None if self.likelihood.windows is None else self._rate
+        cost = None if self.likelihood.windows is None else _Rate(self.decoder, self.likelihood)
         problem = ODEProblem(self.field, z0, grid.t, batched=True, running_cost=cost)
         solution = raise_if_failed(solve(problem, self.solver))
         self.stats = solution.stats
         return solution
-
-    def _rate(self, t: Tensor, z: Tensor) -> Tensor:  # noqa: ARG002 - of the state alone
-        """The likelihood's rate along the path, [N, K]."""
-        return self.likelihood.rate(self.decoder(z))

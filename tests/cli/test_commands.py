@@ -157,7 +157,7 @@ def test_debug_keeps_the_traceback(root: Path) -> None:
 def test_outside_a_checkout_the_process_says_so_in_one_line(tmp_path: Path) -> None:
     """As installed, in a folder that is no checkout."""
     result = subprocess.run(
-        [sys.executable, "-m", "ctflow.cli", "reproduce", "digits"],
+        [sys.executable, "-m", "ctflow", "reproduce", "digits"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

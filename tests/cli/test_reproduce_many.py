@@ -147,7 +147,7 @@ def test_ctrl_c_ends_every_process_and_says_how_to_go_on(tmp_path: Path) -> None
     root = checkout(tmp_path, "good", "slow")
     words = ["reproduce", "slow", "good", "--root", str(root), "--preset", "smoke"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ctflow.cli", *words],
+        [sys.executable, "-m", "ctflow", *words],
         stdout=subprocess.PIPE,
         text=True,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # else as it is for us

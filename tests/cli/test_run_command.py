@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     root = str(Path(__file__).parents[2])
-    command = [sys.executable, "-m", "ctflow.cli", "run", *words]
+    command = [sys.executable, "-m", "ctflow", "run", *words]
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=120, check=False,
         env={"PYTHONPATH": root, "PATH": "", "NO_COLOR": "1"},

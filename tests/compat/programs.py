@@ -139,7 +139,7 @@ def ran(program: Program, library: str, scratch: Path) -> Ran:
     packages = os.environ.get("CTFLOW_COMPAT_PACKAGES", "")
     command = [sys.executable, "-W", "ignore"]
     if library == "ctflow":
-        command += ["-m", "ctflow.cli", "run", "--replace", "torchdiffeq"]
+        command += ["-m", "ctflow", "run", "--replace", "torchdiffeq"]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([*map(str, paths), packages]),
         "PYTHONWARNINGS": "ignore",

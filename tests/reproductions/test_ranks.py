@@ -153,7 +153,7 @@ def test_every_training_script_runs_under_torchrun(name: str) -> None:
         pytest.importorskip(package)
     path = ROOT / "reproductions" / "results" / name / "smoke.json"
     path.unlink(missing_ok=True)
-    arguments = ["-m", "ctflow.cli", "reproduce", name, "--preset", "smoke", "--root", str(ROOT)]
+    arguments = ["-m", "ctflow", "reproduce", name, "--preset", "smoke", "--root", str(ROOT)]
     subprocess.run(
         [*TORCHRUN, *arguments], check=True, timeout=600, capture_output=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -24,6 +24,7 @@ from ctflow.backends.field import Field
 from ctflow.backends.places import Place, names_used
 from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
+from ctflow.solution import Stats
 from ctflow.state import flatten_args
 
 __all__ = ["Reads", "check_unchanged", "note_counters", "read"]
@@ -108,6 +109,8 @@ class _Walk:
             self.watch.append((place.container, place.key, value))
         if isinstance(value, Tensor):
             self._tensor(value, place)
+        elif isinstance(value, Stats):  # of an earlier solve, kept beside `f` by its owner
+            self._plain(path, (type(None), None))
         elif isinstance(value, float):
             self._plain(path, (float, value.hex()))
         elif isinstance(value, _PLAIN):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ctflow import InvalidProblem, ODEProblem, Solver, Unsupported, solve
+from ctflow import InvalidProblem, ODEProblem, Solver, Stats, Unsupported, solve
 from ctflow.backends.compiled import job
 from ctflow.backends.compiled.backend import CompiledBackend
 from ctflow.backends.compiled.keep import split
@@ -14,8 +14,10 @@ from ctflow.backends.compiled.library import Free, Sketch
 from ctflow.backends.compiled.reads import read
 from ctflow.backends.compiled.rewrite import improved
 from ctflow.backends.compiled.trace import Traced, graph_of, trace
+from ctflow.latent import PoissonProcess, elbo
 from ctflow.state import Layout
 from tests.backends.compiled.conftest import operator_by_operator
+from tests.latent.parts import DTYPE, small_model
 
 
 def _network(width: int, dtype: torch.dtype) -> nn.Module:
@@ -230,3 +232,44 @@ def test_direct_takes_any_batch_size_from_the_second_on(rows: tuple[int, ...]) -
             assert float((found[0] - found[1]).norm()) <= 1e-8 * float(found[1].norm())
             made.append(sum(len(family.stages) for family in job._FAMILIES.values()))
     assert made == [2, 4, 4]
+
+
+def test_statistics_kept_beside_f_are_no_change_of_it() -> None:
+    """A model that notes what its last solve cost trains, with one program each way."""
+
+    class Model(Field):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stats: Stats | None = None
+
+        def solved(self, y0: Tensor) -> Tensor:
+            problem = ODEProblem(self.forward, y0, [0.0, 1.0])
+            solution = solve(problem, Solver(CompiledBackend(), gradient="checkpointed"))
+            self.stats = solution.stats
+            return solution.y
+
+    model = Model().double()
+    with operator_by_operator():
+        for _ in range(3):
+            model.solved(torch.ones(3, 2, dtype=torch.float64)).sum().backward()
+        made = sum(len(family.stages) for family in job._FAMILIES.values())
+    assert made == 2
+    assert model.stats is not None
+
+
+def test_a_model_of_events_trains() -> None:
+    """Its rate is a running cost, and the model holds what the last solve cost."""
+    windows, found = PoissonProcess((0.0, 2.0)), list[Tensor]()
+    x = torch.ones(2, 3, 1, dtype=DTYPE)
+    t = torch.tensor([[0.3, 0.9, 1.4], [0.1, 0.2, 1.9]], dtype=DTYPE)
+    with operator_by_operator():
+        for backend in (CompiledBackend(), "native"):
+            solver = Solver(backend, rtol=1e-10, atol=1e-10, gradient="checkpointed")
+            model = small_model(likelihood=windows, features=1, solver=solver)
+            for _ in range(2):
+                torch.manual_seed(0)
+                elbo(model, x, t).value().sum().backward()
+            found.append(
+                torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+            )
+    torch.testing.assert_close(found[0], found[1], rtol=1e-7, atol=1e-7)

@@ -1,5 +1,0 @@
-"""`python -m ctflow.cli` is `ctflow`."""
-
-from ctflow.cli import main
-
-main()
