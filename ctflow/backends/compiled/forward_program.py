@@ -5,9 +5,9 @@ Native's own step, control and interpolation are called here, and followed once 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -347,6 +347,9 @@ class ForwardProgram(Looped):
 
     RESULTS = (4, 6)  # states at the output times, and at the end
     GUESSES = (1,)  # clock, with the size of the next step
+    COUNTS = (2, 3)
+    SAMPLES: ClassVar[Mapping[int, int]] = {1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 0}
+    WRITTEN_SAMPLES: ClassVar[Mapping[int, int]] = {5: 1, 6: 1, 7: 2}  # ends, states, slopes
 
     def __init__(
         self, phases: Forward, inputs: Sequence[Tensor], n_buffers: int, exact: bool

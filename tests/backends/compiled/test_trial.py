@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import pytest
 import torch
@@ -96,3 +97,54 @@ def test_float32_is_multiplied_with_all_its_digits_in_the_trial_alone() -> None:
     check(Doubling(), program, _inputs())
     assert seen == {"ieee"}
     assert (torch.backends.cudnn.allow_tf32, matmul.allow_tf32) == before
+
+
+class Stepping(Looped):
+    """Samples that count and grow, each until its own bound, and write down where they were."""
+
+    RESULTS = (1,)
+    COUNTS = (0,)
+    SAMPLES: ClassVar[Mapping[int, int]] = {0: 1, 1: 0}
+    WRITTEN_SAMPLES: ClassVar[Mapping[int, int]] = {2: 1}
+
+    def __init__(self, others: int = 0, factor: float = 2.0) -> None:
+        super().__init__()
+        self.others, self.factor = others, factor
+
+    def limited(self, inputs: Sequence[Tensor], n_steps: int) -> list[Tensor]:
+        """The inputs with fewer steps."""
+        return [inputs[0].clamp(max=n_steps), *inputs[1:]]
+
+    def forward(self, n: Tensor, x: Tensor, record: Tensor) -> tuple[Tensor, ...]:
+        """Counts [1, B] and values [B]; the first few samples take a step less."""
+        held = torch.arange(len(x)) < self.others
+
+        def step(i: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+            record.index_copy_(0, i, x.unsqueeze(0))
+            return i + 1, x * torch.where(held & (i == 0), 1.0, self.factor)
+
+        i, x = loop(lambda i, _: (i < n).all(), step, (torch.zeros_like(n), x.clone()))
+        return (i - held.long()).unsqueeze(0), x
+
+
+def _samples(n: int) -> list[Tensor]:
+    return [torch.tensor([9]), torch.ones(n).double(), torch.empty(9, n).double()]
+
+
+@pytest.mark.parametrize(
+    ("n", "other", "refused"),
+    [
+        (1000, Stepping(7), False),
+        (1000, Stepping(300), True),
+        (5, Stepping(1), True),
+        (1000, Stepping(7, factor=2.1), True),
+    ],
+    ids=["a few of many", "many", "one of few", "a few of many, and other values"],
+)
+def test_a_few_samples_of_many_may_take_other_steps(n: int, other: Stepping, refused: bool) -> None:
+    """At every step some stand on the edge of being rejected, and rounding decides."""
+    if not refused:
+        check(Stepping(), _program(other), _samples(n))  # pyright: ignore
+        return
+    with pytest.raises(Unsupported, match="machine code"):
+        check(Stepping(), _program(other), _samples(n))  # pyright: ignore
