@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 __all__ = [
     "active",
     "any_batched",
+    "bare",
     "is_batched",
     "is_moving",
     "least",
@@ -39,6 +40,18 @@ def active() -> bool:
     if torch.compiler.is_compiling():  # which takes transforms apart before it comes here
         return False
     return _functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0  # pyright: ignore
+
+
+def bare() -> bool:
+    """Whether nothing surrounds this call: no transform, no compiler, and nobody takes notes.
+
+    Then what nobody else holds may be written to in place.
+    """
+    if torch.compiler.is_compiling() or active():
+        return False
+    modes = torch._C._TorchDispatchModeKey  # pyright: ignore
+    found = torch._C._get_dispatch_mode  # pyright: ignore
+    return found(modes.PROXY) is None and found(modes.FUNCTIONAL) is None
 
 
 def is_batched(x: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ctflow.backends.protocol import Solver
 from ctflow.dynamics.block import ODEBlock
-from ctflow.dynamics.conv import ConvField
+from ctflow.dynamics.conv import ConvField, in_place
 from ctflow.errors import InvalidProblem
 
 __all__ = [
@@ -85,14 +85,14 @@ class ResidualBlock(nn.Module):
         """Draw the weights as `torch.nn.Conv2d` does."""
         super().__init__()
         self.norm1 = _norm(channels)
-        self.activation1 = activation()
+        self.activation1 = in_place(activation())
         self.past = (
             nn.Identity() if stride == 1 else nn.Conv2d(channels, channels, 1, stride, bias=False)
         )
         self.stride = stride
         self.conv1 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
         self.norm2 = _norm(channels)
-        self.activation2 = activation()
+        self.activation2 = in_place(activation())
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def image_classifier(
         )
     head = nn.Sequential(
         _norm(channels),
-        activation(),
+        in_place(activation()),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(channels, classes),
@@ -248,10 +248,10 @@ def _convolutions(channels_in: int, channels: int, activation: Activation) -> nn
     return nn.Sequential(
         nn.Conv2d(channels_in, channels, 3),
         _norm(channels),
-        activation(),
+        in_place(activation()),
         nn.Conv2d(channels, channels, 4, stride=2, padding=1),
         _norm(channels),
-        activation(),
+        in_place(activation()),
         nn.Conv2d(channels, channels, 4, stride=2, padding=1),
     )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ctflow.backends.native.method import Method
 from ctflow.backends.tableau import Tableau
+from ctflow.transforms import bare
 
 __all__ = [
     "FlatField",
@@ -150,9 +151,13 @@ def scaled(weights: Sequence[float], k: Sequence[Tensor]) -> tuple[Tensor, float
     if not order:
         return torch.zeros_like(k[0]), 1.0
     first, weight = order[0]
-    total = k[first]
-    for i, w in order[1:]:
-        total = torch.add(total, k[i], alpha=w)
+    if len(order) == 1:
+        return k[first], weight
+    i, w = order[1]
+    total = torch.add(k[first], k[i], alpha=w)
+    add = Tensor.add_ if bare() else torch.add  # in place a third of the time for large states
+    for i, w in order[2:]:
+        total = add(total, k[i], alpha=w)
     return total, weight
 
 
