@@ -118,7 +118,7 @@ def _agree_roughly(module: Looped, program: Run, inputs: Sequence[Tensor]) -> bo
 
 def _few_differ(x: Tensor, y: Tensor, axis: int | None) -> bool:
     """Whether most samples are about the same: a step more or less changes what was reached."""
-    if axis is None or x.shape != y.shape or x.dtype != y.dtype:
+    if axis is None or x.shape != y.shape or x.dtype != y.dtype or not x.numel():
         return False
     ours, theirs = (_finite(z).movedim(axis, 0).flatten(1) for z in (x, y))
     other = (x.isfinite() != y.isfinite()).movedim(axis, 0).flatten(1).any(1)
@@ -141,9 +141,9 @@ def _of(
     pair: tuple[Tensor, Tensor], alike: Tensor | None, axis: int | None
 ) -> tuple[Tensor, Tensor]:
     """Two tensors without the samples that are left out."""
-    if alike is None or axis is None:
-        return pair
     x, y = pair
+    if alike is None or axis is None or not x.numel():  # a record that is not kept
+        return pair
     return x.index_select(axis, alike), y.index_select(axis, alike)
 
 

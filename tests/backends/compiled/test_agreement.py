@@ -147,6 +147,51 @@ def test_agrees_with_native(name: str, gradient: str) -> None:
 
 
 @pytest.mark.usefixtures("either_way")
+def test_at_least_99_percent_of_the_samples_take_as_many_steps() -> None:
+    """Fused operations round otherwise, which decides where an error stands on the edge."""
+    counted: list[list[Tensor]] = []
+    for solver in (_PER_SAMPLE, _compiled(_PER_SAMPLE)):
+        found: list[Tensor] = []
+        for seed in range(12):
+            torch.manual_seed(seed)
+            problem = ODEProblem(Net(seed), 2 * torch.randn(200, 2, dtype=DTYPE), [0.0, 3.0])
+            tolerance = 10.0 ** -(3 + seed / 3)
+            own = solve(problem, replace(solver, rtol=tolerance, atol=tolerance)).stats.forward
+            found += [own.n_accepted, own.n_rejected]
+        counted.append(found)
+    same = torch.cat([x == y for x, y in zip(*counted, strict=True)])
+    assert float(same.double().mean()) >= 0.99
+    assert int(torch.cat(counted[0][1::2]).sum()) > 500, "hardly a step was rejected"
+
+
+@pytest.mark.usefixtures("either_way")
+def test_float32_takes_other_steps_no_more_than_native_does_when_sums_are_reordered() -> None:
+    """In float32 rounding decides more often: as often as in native with its units permuted."""
+    alike: list[float] = []
+    for seed in range(0, 12, 3):
+        torch.manual_seed(seed)
+        f, y0 = Net(seed).float(), 2 * torch.randn(200, 2)
+        other = Net(seed).float()
+        order = torch.randperm(8)
+        with torch.no_grad():
+            other.first.weight.copy_(f.first.weight[order])
+            other.first.bias.copy_(f.first.bias[order])
+            other.second.weight.copy_(f.second.weight[:, order])
+        counted = [
+            solve(ODEProblem(each, y0, [0.0, 3.0]), replace(solver, rtol=1e-4, atol=1e-4)).stats
+            for each, solver in (
+                (f, _PER_SAMPLE),
+                (f, _compiled(_PER_SAMPLE)),
+                (other, _PER_SAMPLE),
+            )
+        ]
+        steps = [torch.stack((s.forward.n_accepted, s.forward.n_rejected)) for s in counted]
+        alike += [float((steps[0] == each).double().mean()) for each in steps[1:]]
+    ours, permuted = sum(alike[::2]) / 4, sum(alike[1::2]) / 4
+    assert ours >= permuted - 0.05
+
+
+@pytest.mark.usefixtures("either_way")
 def test_on_a_prescribed_grid_it_is_native_to_rounding() -> None:
     """To 100 epsilons, values and gradients."""
     grid = OnGrid(torch.linspace(0, 1, 9, dtype=DTYPE))
