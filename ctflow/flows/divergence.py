@@ -41,6 +41,7 @@ class Rates(NamedTuple):
     jacobian: Callable[[], Tensor]
 
 
+@runtime_checkable
 class Divergence(Protocol):
     """How the divergence is found: what is drawn once for a solve, and what is done at each place.
 
