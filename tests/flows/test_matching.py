@@ -70,18 +70,26 @@ def test_the_loss_of_the_true_field_between_gaussians_is_the_least() -> None:
     assert abs(loss(-0.2) - least - 2 * 0.2**2) < 0.02
 
 
-def test_the_true_field_carries_the_base_to_the_data() -> None:
-    """`ContinuousFlow` has the data's log-density, exactly."""
+COMPILED = pytest.param("compiled", marks=[pytest.mark.compiler, pytest.mark.slow])
+
+
+@pytest.mark.parametrize("backend", ["native", "torchdiffeq", "scipy", COMPILED])
+def test_the_true_field_carries_the_base_to_the_data(backend: str) -> None:
+    """Under any backend `ContinuousFlow` has the data's log-density, exactly, and its samples."""
 
     def true(t: Tensor, y: Tensor) -> Tensor:
         variance = (1 - t) ** 2 + 0.25 * t**2
         return 3 + (0.25 * t - (1 - t)) / variance * (y - 3 * t)
 
     base = Independent(Normal(torch.zeros(2, dtype=FLOAT), torch.ones(2, dtype=FLOAT)), 1)
-    flow = ContinuousFlow(base, true, solver=Solver(rtol=1e-9, atol=1e-9))
+    flow = ContinuousFlow(base, true, solver=Solver(backend, rtol=1e-9, atol=1e-9))
     data = MultivariateNormal(torch.full((2,), 3.0, dtype=FLOAT), 0.25 * torch.eye(2, dtype=FLOAT))
     x = data.sample((50,))
     assert torch.allclose(flow.log_prob(x), data.log_prob(x), rtol=0, atol=1e-7)
+    torch.manual_seed(0)
+    z = base.sample((50,))
+    torch.manual_seed(0)
+    assert torch.allclose(flow.sample((50,)), 3 + 0.5 * z, rtol=0, atol=1e-7)
 
 
 def test_transport_pairs_make_straighter_paths() -> None:
