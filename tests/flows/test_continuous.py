@@ -251,6 +251,19 @@ def test_a_log_density_does_not_depend_on_its_batch(field: nn.Module, backend: s
     assert torch.allclose(together, turned, rtol=1e-11, atol=0)
 
 
+def test_a_small_batch_has_the_log_densities_of_a_large_one() -> None:
+    """Whose exact divergence is computed in another way, product by product."""
+    torch.manual_seed(0)
+    field = FreeForm(4, (8,)).double()
+    nn.init.normal_(field.layers[-1].linear.weight)
+    flow = ContinuousFlow(standard(4), field, solver=STEPS)
+    x = points(2200, 4)
+    with torch.no_grad():
+        together = flow.log_prob(x)
+        apart = torch.cat([flow.log_prob(part) for part in x.split(1100)])
+    assert torch.allclose(together, apart, rtol=1e-11, atol=0)
+
+
 def test_the_order_of_rows_does_not_matter_under_hutchinson() -> None:
     """The probes go with the samples."""
     flow = ContinuousFlow(standard(), mlp(), divergence=Hutchinson(seed=3), solver=STEPS)
