@@ -249,9 +249,12 @@ def _of_jacobian(velocity: Tensor, jacobian: Tensor) -> Rates:
 
 
 def _is_small(z: Tensor, size: int) -> bool:
-    """Whether D products at once beat one after another; not where a compiler leaves N free."""
-    n: Any = z.shape[0]
-    return size > 2 and type(n) is int and n * size <= _AT_ONCE
+    """Whether D products at once beat one after another.
+
+    Not while a compiler follows the code, with tensors of a type of its own: it fuses small
+    products, and the one of three dimensions was not measured there.
+    """
+    return type(z) is Tensor and size > 2 and len(z) * size <= _AT_ONCE
 
 
 def _given(noise: Tensor | None) -> Tensor:

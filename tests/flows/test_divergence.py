@@ -108,7 +108,10 @@ def test_a_field_that_cannot_be_batched_has_its_products_one_by_one() -> None:
 def test_products_of_a_small_batch_take_one_pass_back() -> None:
     """Those of a large one a pass for each variable, which is then cheaper."""
 
-    def passes(n: int, mode: str | None) -> int:
+    class Followed(Tensor):
+        """As a compiler has them."""
+
+    def passes(n: int, mode: str | None, kind: type[Tensor] = Tensor) -> int:
         calls = []
 
         class Counted(torch.autograd.Function):
@@ -127,10 +130,11 @@ def test_products_of_a_small_batch_take_one_pass_back() -> None:
                 calls.append(1)
                 return grad.clone()
 
-        Exact(mode).rates(Counted.apply, torch.ones(n, DIM), None)
+        Exact(mode).rates(Counted.apply, torch.ones(n, DIM).as_subclass(kind), None)
         return len(calls)
 
     assert [passes(10, None), passes(10, "reverse"), passes(3000, None)] == [1, DIM, DIM]
+    assert passes(10, None, Followed) == DIM
 
 
 def test_events_of_any_shape_have_a_divergence() -> None:
