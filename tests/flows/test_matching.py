@@ -129,3 +129,18 @@ def test_shapes_that_differ_are_refused() -> None:
         pair_by_transport(z, x[:2])
     with pytest.raises(InvalidProblem, match="`sigma` must be at least 0 and less than 1, got 1"):
         conditional_transport(1.0)
+
+
+def test_a_field_of_another_shape_is_refused() -> None:
+    """One column would be taken away from each of the two."""
+    z, x = pairs(4)
+    with pytest.raises(InvalidProblem, match=r"must return a velocity like z.* got .*\[4, 1\]"):
+        matching_loss(lambda t, y: y[:, :1], z, x)
+
+
+def test_data_that_are_not_finite_are_not_paired() -> None:
+    """There is no cheapest of them."""
+    z, x = pairs(4)
+    x[1, 0] = torch.nan
+    with pytest.raises(InvalidProblem, match="`z` and `x` must be finite"):
+        pair_by_transport(z, x)
