@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from _harness.bands import Band
+from _harness.bands import Band, least
 from _harness.density_training import Fit, Recipe, fit_continuous, fit_layers
 from _harness.energies import ENERGIES, WINDOW, confined, log_z
 from _harness.live import LiveLine
@@ -217,7 +217,7 @@ def image(log_prob: Callable[[Tensor], Tensor], pixels: int) -> Tensor:
 
 def bands_of(config: Config, cells: list[Cell]) -> list[Band]:
     """What the preset claims."""
-    above = min(cell.loss + 3 * cell.error - cell.bound for cell in cells)
+    above = least(cell.loss + 3 * cell.error - cell.bound for cell in cells)
     bands = [Band("least loss above its bound, with 3 standard errors", above, low=0.0)]
     found = {(cell.target, cell.kind, cell.size): cell for cell in cells}
     gaps = {
@@ -225,13 +225,13 @@ def bands_of(config: Config, cells: list[Cell]) -> list[Band]:
         for target, size in config.cells
     }
     if config.bands == "quick":
-        bands.append(Band("least lead of CNF over NF (nats)", min(gaps.values()), low=0.1))
+        bands.append(Band("least lead of CNF over NF (nats)", least(gaps.values()), low=0.1))
         bands.append(Band("CNF loss on U1 with M = 2", found["U1", "CNF", 2].loss, high=-1.55))
     if config.bands == "full":
         unbounded = {key: gap for key, gap in gaps.items() if key[0] != "U1"}
-        far = max(found[t, "CNF", 32].loss - found[t, "CNF", 32].bound for t in ENERGIES)
+        far = -least(found[t, "CNF", 32].bound - found[t, "CNF", 32].loss for t in ENERGIES)
         wins = sum(gap >= -0.02 for gap in unbounded.values())
-        gain = min(found[t, k, 2].loss - found[t, k, 32].loss for t in ENERGIES for k in FITS)
+        gain = least(found[t, k, 2].loss - found[t, k, 32].loss for t in ENERGIES for k in FITS)
         bands += [
             Band("CNF(32) above its bound (nats), the worst target", far, high=0.05),
             Band("U3 and U4 cells where CNF <= NF + 0.02, of 10", wins, low=8),

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from _harness.bands import Band
+from _harness.bands import Band, least
 from _harness.flow_training import minimise, one_cycle, training_of
 from _harness.live import LiveLine
 from _harness.records import environment, need, write_figure, write_json
@@ -322,8 +322,8 @@ def measured(config: Config, shape: Shape, kind: str, fit: Fit) -> Row:
 def bands_of(config: Config, rows: list[Row]) -> list[Band]:
     """What the preset claims."""
     found = {(row.shape, row.kind): row for row in rows}
-    least = min(row.excess + 3 * row.error for row in rows)
-    bands = [Band("least excess over the entropy, with 3 standard errors", least, low=0.0)]
+    above = least(row.excess + 3 * row.error for row in rows)
+    bands = [Band("least excess over the entropy, with 3 standard errors", above, low=0.0)]
     for name, accepted in config.excess:
         row = found[name, "CNF"]
         bands.append(Band(f"CNF above the entropy (nats), {name}", row.excess, high=accepted))

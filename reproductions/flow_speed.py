@@ -60,8 +60,7 @@ class Config:
     seconds: float = 0.3  # of a turn
     points: int = 10_000  # whose log-density all backends are asked for
     backends: tuple[str, ...] = ("native", "compiled", "torchdiffeq", "scipy")
-    # Bands on how many times as long they take, by model and library. The free-form field, bound by
-    # its products of matrices, which all do alike, does not reach its own yet: 2.0 was measured.
+    # Bands on how many times as long they take, by model and library.
     times: tuple[tuple[str, str, float], ...] = (
         ("planar", "torchdiffeq", 3.0),
         ("free-form", "torchdiffeq", 3.0),

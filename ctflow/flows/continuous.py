@@ -12,6 +12,7 @@ from torch.distributions import Distribution, constraints
 from ctflow.api import as_solver
 from ctflow.backends.protocol import Solver
 from ctflow.errors import InvalidProblem
+from ctflow.flows.arguments import batch_of, check_base, check_parts, check_points
 from ctflow.flows.costs import RunningCost
 from ctflow.flows.divergence import Divergence
 from ctflow.flows.likelihood import LogDensity, evaluated, not_finite
@@ -48,7 +49,8 @@ class ContinuousFlow(Distribution):
         validate_args: As in torch.
 
     Raises:
-        InvalidProblem: If the base has no event dimension, or the context does not broadcast.
+        InvalidProblem: If the base is discrete or has no event dimension, if the context does not
+            broadcast, or if a part is not what it must be.
 
     Cost:
         One solve a call; `log_prob` carries D + 1 variables a point, `sample` D.
@@ -81,12 +83,9 @@ class ContinuousFlow(Distribution):
         validate_args: bool | None = None,
     ) -> None:
         """Nothing is solved yet."""
-        if not base.event_shape:
-            raise InvalidProblem(
-                "`base` must be over events of at least one dimension, got an event shape of []. "
-                "Wrap it: torch.distributions.Independent(base, 1)."
-            )
-        batch = _batch_of(base, context)
+        check_base(base)
+        check_parts(field, divergence, running_costs)
+        batch = batch_of(base, context)
         self.base = base.expand(batch)
         self.transform = FlowTransform(
             Transport(field, divergence, tuple(running_costs), as_solver(solver)),
@@ -124,9 +123,18 @@ class ContinuousFlow(Distribution):
         return self._like(self.base.expand(batch_shape), self.transform.t, context)
 
     def at(self, time: float | Tensor) -> ContinuousFlow:
-        """The distribution at another time on the way: base samples carried from t0 to `time`."""
+        """The distribution at another time on the way: base samples carried from t0 to `time`.
+
+        Raises:
+            InvalidProblem: At t0 itself, where the distribution is the base.
+        """
         t = self.transform.t
         start = t[0]
+        if float(start) == float(time):
+            raise InvalidProblem(
+                f"`time` must differ from t0, got {float(time):g} for both. "
+                "There the distribution is `flow.base`."
+            )
         if isinstance(start, Tensor) or isinstance(time, Tensor):
             ends: Any = torch.stack([torch.as_tensor(start), torch.as_tensor(time)])
         else:
@@ -143,12 +151,13 @@ class ContinuousFlow(Distribution):
             One number for each point, [...]; -inf off the support.
 
         Raises:
-            InvalidProblem: If a point is not finite; names it.
+            InvalidProblem: If a point is not finite; names it. If the shapes do not fit.
             SolveFailed: If a point did not reach t0; names it, and carries the partial `Solution`.
 
         Cost:
             One solve.
         """
+        check_points(value, self.base)
         bad = not_finite(value, len(self.event_shape))
         if bool(bad.any()):
             where = bad.nonzero()[0].tolist()
@@ -160,7 +169,7 @@ class ContinuousFlow(Distribution):
         if not value.numel():
             return self._no_densities(value)
         found = log_density(self, value)
-        arrived(found.solution)
+        arrived(found.solution, found.status.shape)
         return found.value
 
     def sample(self, sample_shape: Any = ()) -> Tensor:  # noqa: ANN401
@@ -186,8 +195,8 @@ class ContinuousFlow(Distribution):
             return z, self._no_densities(z)
         flat, context = self.transform.flat(z)
         carried = self.transform.carry(flat, context, forwards=True)
-        arrived(carried.solution)
         log_prob = self.base.log_prob(z)
+        arrived(carried.solution, log_prob.shape)
         return carried.z.reshape(z.shape), log_prob - carried.log_det.reshape(log_prob.shape)
 
     def trajectory(self, z: Tensor, t: Tensor | Sequence[float]) -> Tensor:
@@ -201,11 +210,13 @@ class ContinuousFlow(Distribution):
             [T, ..., *event].
 
         Raises:
+            InvalidProblem: If the points are not finite, or do not fit event and batch.
             SolveFailed: If a point did not reach the last time.
         """
-        shape = torch.broadcast_shapes(z.shape, self.batch_shape + self.event_shape)
+        shape = check_points(z, self.base, "z")
         flat, context = self.transform.flat(z.expand(shape))
-        solution = arrived(self.transform.transport.follow(flat, t, context))
+        batch = shape[: len(shape) - len(self.event_shape)]
+        solution = arrived(self.transform.transport.follow(flat, t, context), batch)
         return solution.y.reshape(-1, *shape)
 
     def _no_densities(self, value: Tensor) -> Tensor:
@@ -218,7 +229,8 @@ class ContinuousFlow(Distribution):
             return z
         flat, context = self.transform.flat(z)
         solution = self.transform.transport.follow(flat, self.transform.t, context)
-        return arrived(solution).y[-1].reshape(z.shape)
+        batch = z.shape[: z.dim() - len(self.event_shape)]
+        return arrived(solution, batch).y[-1].reshape(z.shape)
 
     def _like(
         self, base: Distribution, t: Sequence[float] | Tensor, context: Tensor | None
@@ -259,22 +271,6 @@ def log_density(flow: ContinuousFlow, value: Tensor) -> LogDensity:
         (['OK', 'NON_FINITE'], True)
     """
     return evaluated(flow.base, flow.transform, value)
-
-
-def _batch_of(base: Distribution, context: Tensor | None) -> torch.Size:
-    if context is None:
-        return base.batch_shape
-    if context.dim() == 0:
-        raise InvalidProblem(
-            "`context` must be [*batch, C], got a 0-dim tensor. Add the dimension of its features."
-        )
-    try:
-        return torch.broadcast_shapes(base.batch_shape, context.shape[:-1])
-    except RuntimeError:
-        raise InvalidProblem(
-            f"`context` must broadcast against the base's batch shape {list(base.batch_shape)}, "
-            f"got {list(context.shape)}. Its last dimension holds the features."
-        ) from None
 
 
 def _name(where: list[int]) -> str:

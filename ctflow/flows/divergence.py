@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ctflow.errors import InvalidProblem
 from ctflow.flows.noise import Law, draw_seed, probes
+from ctflow.flows.products import forms, squared, summed, unit_vectors, vjp
 
 __all__ = [
     "Divergence",
@@ -22,6 +23,8 @@ __all__ = [
     "KnowsDivergence",
     "Rates",
 ]
+
+_AT_ONCE = 8192  # variables of a batch: beyond them both take as long, or a loop less: measured
 
 Field = Callable[[Tensor], Tensor]
 """A vector field at one time: states [N, ...] to derivatives [N, ...], row by row."""
@@ -41,6 +44,7 @@ class Rates(NamedTuple):
     jacobian: Callable[[], Tensor]
 
 
+@runtime_checkable
 class Divergence(Protocol):
     """How the divergence is found: what is drawn once for a solve, and what is done at each place.
 
@@ -71,9 +75,12 @@ class Exact:
     """The trace itself, from D directional derivatives by autograd.
 
     Args:
-        mode: "reverse" takes D vector-Jacobian products, "forward" D Jacobian-vector products at
-            once. They give the same numbers. Reverse is the cheaper in eager torch wherever we
-            measured (D from 2 to 64: 1.2 to 6 times), so it is the default.
+        mode: "reverse" takes D vector-Jacobian products one after another, "forward" D
+            Jacobian-vector products at once. None takes what was the cheapest in eager torch
+            (D from 2 to 64, batches from 16 to 1024): reverse, all products at once where they are
+            small (up to 5 times faster than one after another), and one after another where they
+            are not, or where a solve is compiled. They give the same numbers. A field that torch
+            cannot vmap (sparse matrices, for one) needs "reverse".
 
     Cost:
         D products of about the cost of one evaluation each.
@@ -84,13 +91,14 @@ class Exact:
         True
     """
 
-    mode: Literal["reverse", "forward"] = "reverse"
+    mode: Literal["reverse", "forward"] | None = None
 
     def __post_init__(self) -> None:
         """Check the mode."""
-        if self.mode not in ("reverse", "forward"):
+        if self.mode not in ("reverse", "forward", None):
             raise InvalidProblem(
-                f"`mode` must be 'reverse' or 'forward', got {self.mode!r}. Both are exact."
+                f"`mode` must be 'reverse' or 'forward', got {self.mode!r}. Both are exact; None "
+                "takes the cheaper."
             )
 
     def draw(self, field: Field, z: Tensor) -> None:
@@ -99,18 +107,25 @@ class Exact:
     def rates(self, field: Field, z: Tensor, noise: Tensor | None) -> Rates:  # noqa: ARG002
         """Velocity, trace and squared Frobenius norm."""
         size = z[0].numel()
-        if self.mode == "reverse":
-            return self._reverse(field, z, size)
-        return self._forward(field, z, size)
+        if self.mode == "forward":
+            return self._forward(field, z, size)
+        if self.mode is None and _is_small(z, size):
+            return self._at_once(field, z, size)
+        return self._reverse(field, z, size)
 
     def _reverse(self, field: Field, z: Tensor, size: int) -> Rates:
-        velocity, pull = _vjp(field, z)
-        rows = [pull(basis)[0].flatten(1) for basis in _basis(z, size)]
-        trace = _total([row[:, i] for i, row in enumerate(rows)])
-        return Rates(velocity, trace, lambda: _total([_square(row) for row in rows]))
+        velocity, pull = vjp(field, z)
+        rows = [pull(basis)[0].flatten(1) for basis in unit_vectors(z, size)]
+        trace = summed([row[:, i] for i, row in enumerate(rows)])
+        return Rates(velocity, trace, lambda: summed([squared(row) for row in rows]))
+
+    def _at_once(self, field: Field, z: Tensor, size: int) -> Rates:
+        velocity, pull = vjp(field, z)
+        rows: Any = torch.vmap(lambda basis: pull(basis)[0])(torch.stack(unit_vectors(z, size)))
+        return _of_jacobian(velocity, rows.flatten(2))
 
     def _forward(self, field: Field, z: Tensor, size: int) -> Rates:
-        bases = torch.stack(_basis(z, size))
+        bases = torch.stack(unit_vectors(z, size))
 
         def along(basis: Tensor) -> tuple[Tensor, Tensor]:
             found: Any = torch.func.jvp(field, (z,), (basis,))
@@ -120,9 +135,7 @@ class Exact:
         with warnings.catch_warnings():  # torch's first jvp compiles something with torch.jit
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
             velocity, columns = both(bases)
-        flat = columns.flatten(2)  # [D, N, D]
-        trace = flat.diagonal(dim1=0, dim2=2).sum(dim=1)
-        return Rates(velocity, trace, lambda: flat.square().sum(dim=(0, 2)))
+        return _of_jacobian(velocity, columns.flatten(2))
 
 
 @dataclass(frozen=True)
@@ -160,8 +173,8 @@ class Hutchinson:
 
     def rates(self, field: Field, z: Tensor, noise: Tensor | None) -> Rates:
         """Velocity, and estimates of trace and squared Frobenius norm."""
-        velocity, pull = _vjp(field, z)
-        trace, square = _forms(pull, _given(noise))
+        velocity, pull = vjp(field, z)
+        trace, square = forms(pull, _given(noise))
         return Rates(velocity, trace / self.n_probes, lambda: square() / self.n_probes)
 
 
@@ -212,7 +225,7 @@ class HutchPlusPlus:
         sketch = probes(z, self.n_sketch, "gaussian", seed)  # signs may coincide where D is small
         residual = probes(z, self.n_probes, self.law, ~seed).flatten(2)
         with torch.enable_grad():
-            _, pull = _vjp(field, z.detach())
+            _, pull = vjp(field, z.detach())
             seen = torch.stack([pull(row)[0] for row in sketch]).detach()
         basis = torch.linalg.qr(seen.flatten(2).permute(1, 2, 0)).Q  # [N, D, n_sketch]
         known = torch.einsum("nds,nes,kne->knd", basis, basis, residual)
@@ -222,40 +235,26 @@ class HutchPlusPlus:
     def rates(self, field: Field, z: Tensor, noise: Tensor | None) -> Rates:
         """Velocity, and estimates of trace and squared Frobenius norm."""
         both = _given(noise)
-        velocity, pull = _vjp(field, z)
-        known, inside = _forms(pull, both[: self.n_sketch])
-        left, beside = _forms(pull, both[self.n_sketch :])
+        velocity, pull = vjp(field, z)
+        known, inside = forms(pull, both[: self.n_sketch])
+        left, beside = forms(pull, both[self.n_sketch :])
         n = self.n_probes
         return Rates(velocity, known + left / n, lambda: inside() + beside() / n)
 
 
-def _vjp(field: Field, z: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
-    """Velocity at z, and the function from cotangents to their products with the Jacobian."""
-    found: Any = torch.func.vjp(field, z)
-    return found[0], found[1]
+def _of_jacobian(velocity: Tensor, jacobian: Tensor) -> Rates:
+    """From a Jacobian or its transpose, [D, N, D]."""
+    trace = jacobian.diagonal(dim1=0, dim2=2).sum(dim=1)
+    return Rates(velocity, trace, lambda: jacobian.square().sum(dim=(0, 2)))
 
 
-def _forms(
-    pull: Callable[[Tensor], tuple[Tensor, ...]], vectors: Tensor
-) -> tuple[Tensor, Callable[[], Tensor]]:
-    """Sums of e^T J e over vectors [K, N, ...], and of |e^T J|^2 on demand; [N] each."""
-    rows = [pull(e)[0].flatten(1) for e in vectors]
-    trace = _total([(row * e.flatten(1)).sum(dim=1) for row, e in zip(rows, vectors, strict=True)])
-    return trace, lambda: _total([_square(row) for row in rows])
+def _is_small(z: Tensor, size: int) -> bool:
+    """Whether D products at once beat one after another.
 
-
-def _total(terms: list[Tensor]) -> Tensor:
-    return torch.stack(terms).sum(dim=0) if len(terms) > 1 else terms[0]
-
-
-def _square(row: Tensor) -> Tensor:
-    return row.square().sum(dim=1)
-
-
-def _basis(z: Tensor, size: int) -> list[Tensor]:
-    """The unit vectors of a sample's variables, each in the shape of z."""
-    eye = torch.eye(size, dtype=z.dtype, device=z.device)
-    return [row.reshape(1, *z.shape[1:]).expand(z.shape) for row in eye]
+    Not while a compiler follows the code, with tensors of a type of its own: it fuses small
+    products, and the one of three dimensions was not measured there.
+    """
+    return type(z) is Tensor and size > 2 and len(z) * size <= _AT_ONCE
 
 
 def _given(noise: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ctflow.errors import InvalidProblem
+from ctflow.flows.arguments import check_points
 from ctflow.flows.support import log_prob_on_support
 from ctflow.flows.transform import FlowTransform
 from ctflow.solution import Solution, Status
@@ -44,15 +44,10 @@ def evaluated(base: Distribution, transform: FlowTransform, value: Tensor) -> Lo
         value: Points, [..., *event]; one that is not finite is left out of the solve.
 
     Raises:
-        InvalidProblem: If the points have another event shape.
+        InvalidProblem: If the points have another event shape, or do not broadcast.
     """
+    shape = check_points(value, base)
     event = len(base.event_shape)
-    if value.shape[value.dim() - event :] != base.event_shape:
-        raise InvalidProblem(
-            f"`value` must end in the event shape {list(base.event_shape)}, got "
-            f"{list(value.shape)}. Put one point in the last {event} dimensions."
-        )
-    shape = torch.broadcast_shapes(value.shape, base.batch_shape + base.event_shape)
     points = value.expand(shape)
     bad = not_finite(points, event)
     batch = bad.shape

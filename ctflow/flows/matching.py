@@ -90,6 +90,9 @@ def pair_by_transport(z: Tensor, x: Tensor) -> Tensor:
     Returns:
         Rows of x, int64 [N], a permutation.
 
+    Raises:
+        InvalidProblem: If the shapes differ, or a number is not finite.
+
     Cost:
         O(N^3) at worst on the CPU, by scipy.optimize.linear_sum_assignment; 10 ms for N = 256.
 
@@ -108,6 +111,11 @@ def pair_by_transport(z: Tensor, x: Tensor) -> Tensor:
         )
     with torch.no_grad():
         cost = torch.cdist(z.flatten(1).cpu().double(), x.flatten(1).cpu().double()).square()
+    if not bool(torch.isfinite(cost).all()):
+        raise InvalidProblem(
+            "`z` and `x` must be finite, got NaN or infinite distances between them. "
+            "Clean the data."
+        )
     _, columns = linear_sum_assignment(cost.numpy())
     return torch.as_tensor(columns, dtype=torch.int64, device=x.device)
 
@@ -139,7 +147,7 @@ def matching_loss(
         The loss, 0-dim.
 
     Raises:
-        InvalidProblem: If the shapes of z and x differ.
+        InvalidProblem: If the shapes of z and x differ, or the field returns another.
 
     Cost:
         One evaluation of the field.
@@ -161,4 +169,10 @@ def matching_loss(
     t = torch.rand(shape, generator=generator, dtype=x.dtype, device=x.device)
     passage = path(z, x, t)
     given = () if context is None else (context,)
-    return (field(t, passage.z, *given) - passage.velocity).square().flatten(1).sum(dim=1).mean()
+    found = field(t, passage.z, *given)
+    if found.shape != passage.velocity.shape:  # it would be broadcast
+        raise InvalidProblem(
+            f"`field` must return a velocity like z, {list(passage.z.shape)}, got "
+            f"{list(found.shape)}. Return one rate for each variable."
+        )
+    return (found - passage.velocity).square().flatten(1).sum(dim=1).mean()

@@ -46,11 +46,7 @@ class FlowTransform(Transform):
     ) -> None:
         """Nothing is solved yet."""
         super().__init__()  # torch's own cache stays off: it does not notice new parameters
-        if len(t) != 2:
-            raise InvalidProblem(
-                f"`t` must be a start and an end, got {len(t)} times. For the density at times "
-                "between use `at`, for paths `trajectory`."
-            )
+        _check_ends(t)
         self.transport = transport
         self.t = t
         self.event_dim_ = event_dim
@@ -77,6 +73,10 @@ class FlowTransform(Transform):
     def with_cache(self, cache_size: int = 1) -> FlowTransform:  # noqa: ARG002
         """The transform itself, which always keeps its last solve."""
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the last solve, whose graph can be neither copied nor pickled."""
+        return self.__dict__ | {"_kept": None}
 
     def _call(self, x: Tensor) -> Tensor:
         kept = self._found(x, "x")
@@ -127,11 +127,11 @@ class FlowTransform(Transform):
 
     def _solve(self, start: Tensor, forwards: bool) -> _Kept:
         flat, context = self.flat(start)
-        carried = self.carry(flat, context, forwards)
-        arrived(carried.solution)
         batch, event = self._split(start)
         if context is not None and self.context is not None:
             batch = torch.broadcast_shapes(batch, self.context.shape[:-1])
+        carried = self.carry(flat, context, forwards)
+        arrived(carried.solution, batch)
         end, log_det = carried.z.reshape(*batch, *event), carried.log_det.reshape(batch)
         x, y = (start, end) if forwards else (end, start)
         self._kept = _Kept(x, y, log_det if forwards else -log_det, self._guard(x, y))
@@ -156,6 +156,18 @@ class _Kept(NamedTuple):
     y: Tensor
     log_det: Tensor
     guard: tuple[object, ...]
+
+
+def _check_ends(t: Sequence[float] | Tensor) -> None:
+    try:
+        n = len(t)
+    except TypeError:  # one number
+        n = 1
+    if n != 2:
+        raise InvalidProblem(
+            f"`t` must be a start and an end, got {n} time{'s' * (n != 1)}. For the density at "
+            "times between use `at`, for paths `trajectory`."
+        )
 
 
 def _version(value: object) -> object:

@@ -150,8 +150,12 @@ class _Moved:
         return torch.stack(found, dim=1)
 
 
-def arrived(solution: Solution) -> Solution:
+def arrived(solution: Solution, batch: Sequence[int] = ()) -> Solution:
     """A solution whose samples all reached the end.
+
+    Args:
+        solution: Of rows that were flattened from a batch.
+        batch: Its shape.
 
     Raises:
         SolveFailed: If one did not; says how to find out which, where the steps were shared.
@@ -160,7 +164,13 @@ def arrived(solution: Solution) -> Solution:
         return raise_if_failed(solution)
     except SolveFailed as error:
         if solution.stats.solver.coupling == "per_sample":
-            raise
+            if len(batch) < 2:
+                raise
+            first = torch.tensor(solution.stops[0].sample)
+            place = [int(i) for i in torch.unravel_index(first, tuple(batch))]
+            raise SolveFailed(
+                f"{error} In the batch of shape {list(batch)} it is sample {place}.", solution
+            ) from None
         raise SolveFailed(
             f"{error} Under shared steps one sample that fails takes all with it. To have "
             "it named, and the rest solved, use coupling='per_sample' (native and compiled).",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from _harness.registry import published
 
-__all__ = ["Band", "beside_the_paper"]
+__all__ = ["Band", "beside_the_paper", "least"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Band:
             "passed": self.passed,
             "paper": self.paper,
         }
+
+
+def least(values: Iterable[float]) -> float:
+    """The smallest; NaN if one of them is, which `min` may pass over."""
+    found = list(values)
+    return math.nan if any(math.isnan(value) for value in found) else min(found)
 
 
 def beside_the_paper(name: str, bands: Iterable[Band]) -> list[Band]:

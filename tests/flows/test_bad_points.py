@@ -103,6 +103,20 @@ def test_log_prob_raises_with_the_partial_solution() -> None:
     assert torch.isfinite(caught.value.solution.y[0][-1][GOOD]).all()
 
 
+@pytest.mark.parametrize("ask", ["log_prob", "trajectory", "transform"])
+def test_a_failed_sample_of_a_wide_batch_is_named_by_its_place(ask: str) -> None:
+    """By its indices, and not only by its row."""
+    flow = ContinuousFlow(standard(), Exploding(), solver=Solver(max_steps=60))
+    x = batch([4.0, 0.0]).reshape(2, 2, 2)
+    follow = {
+        "log_prob": flow.log_prob,
+        "trajectory": lambda x: flow.trajectory(x, (1.0, 0.0)),
+        "transform": flow.transform.inv,
+    }[ask]
+    with pytest.raises(SolveFailed, match=r"of shape \[2, 2\] it is sample \[0, 1\]"):
+        follow(x)
+
+
 @pytest.mark.parametrize("validate", [True, False])
 def test_minus_infinity_means_off_the_support(validate: bool) -> None:
     """The base would raise, or return a number; the others are right, and gradients finite."""

@@ -68,24 +68,25 @@ def test_a_closed_form_is_the_trace(name: str, times: Tensor) -> None:
     assert torch.allclose(divergence, exact.divergence, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["reverse", "forward"])
-def test_exact_is_the_trace_and_the_norm(mode: str) -> None:
-    """Against the whole Jacobian of each row by itself."""
-    field, z = seeded(lambda: FreeForm(DIM, (8,))), points()
+@pytest.mark.parametrize("mode", ["reverse", "forward", None])
+@pytest.mark.parametrize("n", [5, 3000])
+def test_exact_is_the_trace_and_the_norm(mode: str | None, n: int) -> None:
+    """Against the whole Jacobian of each row by itself; of a small batch and a large one."""
+    field, z = seeded(lambda: FreeForm(DIM, (8,))), points(5).repeat(n // 5, 1)
     t = torch.tensor(0.4, dtype=FLOAT)
     found = Exact(mode).rates(lambda z: field(t, z), z, None)
-    whole = jacobians(lambda z: field(t, z), z)
+    whole = jacobians(lambda z: field(t, z), z[:5]).repeat(n // 5, 1, 1)
     trace = whole.diagonal(dim1=1, dim2=2).sum(dim=1)
     assert torch.allclose(found.velocity, field(t, z), rtol=0, atol=1e-14)
     assert torch.allclose(found.divergence, trace, rtol=0, atol=1e-13)
     assert torch.allclose(found.jacobian(), whole.square().sum(dim=(1, 2)), rtol=1e-12)
 
 
-def test_both_modes_have_one_gradient() -> None:
+def test_all_modes_have_one_gradient() -> None:
     """With respect to parameters, through the divergence alone."""
     field, z = seeded(lambda: MLP(DIM, (8,))), points()
 
-    def gradient(mode: str) -> Tensor:
+    def gradient(mode: str | None) -> Tensor:
         rates = Exact(mode).rates(lambda z: field(z[0, 0], z), z, None)
         return torch.cat(
             [g.flatten() for g in torch.autograd.grad(rates.divergence.square().sum(),
@@ -93,13 +94,55 @@ def test_both_modes_have_one_gradient() -> None:
         )  # fmt: skip
 
     assert torch.allclose(gradient("reverse"), gradient("forward"), rtol=1e-10)
+    assert torch.allclose(gradient("reverse"), gradient(None), rtol=1e-10)
+
+
+def test_a_field_that_cannot_be_batched_has_its_products_one_by_one() -> None:
+    """Torch has no batches of sparse products."""
+    matrix = torch.tensor([[0.2, -0.7, 0.0], [0.4, 0.1, 0.0], [0.0, 0.3, 0.5]], dtype=FLOAT)
+    sparse, z = matrix.to_sparse(), torch.ones(5, 3, dtype=FLOAT)
+    found = Exact("reverse").rates(lambda z: torch.sparse.mm(sparse, z.t()).t(), z, None)
+    assert torch.allclose(found.divergence, matrix.trace().expand(5), rtol=1e-12)
+
+
+def test_products_of_a_small_batch_take_one_pass_back() -> None:
+    """Those of a large one a pass for each variable, which is then cheaper."""
+
+    class Followed(Tensor):
+        """As a compiler has them."""
+
+    def passes(n: int, mode: str | None, kind: type[Tensor] = Tensor) -> int:
+        calls = []
+
+        class Counted(torch.autograd.Function):
+            generate_vmap_rule = True
+
+            @staticmethod
+            def forward(x: Tensor) -> Tensor:
+                return x.clone()
+
+            @staticmethod
+            def setup_context(ctx: object, inputs: object, output: object) -> None:
+                """Nothing is kept."""
+
+            @staticmethod
+            def backward(ctx: object, grad: Tensor) -> Tensor:
+                calls.append(1)
+                return grad.clone()
+
+        Exact(mode).rates(Counted.apply, torch.ones(n, DIM).as_subclass(kind), None)
+        return len(calls)
+
+    assert [passes(10, None), passes(10, "reverse"), passes(3000, None)] == [1, DIM, DIM]
+    assert passes(10, None, Followed) == DIM
 
 
 def test_events_of_any_shape_have_a_divergence() -> None:
     """Images as well as vectors."""
     z = torch.randn(3, 2, 2, 2, dtype=FLOAT)
     wanted = torch.cos(z).flatten(1).sum(dim=1)
-    for strategy in (Exact(), Exact("forward"), Hutchinson()):  # a diagonal Jacobian: no variance
+    # A diagonal Jacobian: Hutchinson's estimate has no variance.
+    for strategy in (Exact(), Exact("reverse"), Exact("forward"), Hutchinson()):
         noise = strategy.draw(torch.sin, z)
         assert torch.allclose(strategy.rates(torch.sin, z, noise).divergence, wanted)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
+from torch.utils.flop_counter import FlopCounterMode
 
 from ctflow import Solver
 from ctflow.errors import InvalidProblem
@@ -27,6 +28,23 @@ def test_planar_units_add_up() -> None:
         for u, w, b in zip(field.u, field.w, field.b, strict=True)
     )
     assert torch.allclose(field(torch.zeros(()), z), wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [Planar, GatedPlanar, HyperPlanar])
+@pytest.mark.parametrize("times", [torch.tensor(0.3), torch.full((20, 1), 0.3)])
+def test_the_trace_of_planar_units_costs_as_much_for_each(
+    kind: type[Planar | GatedPlanar | HyperPlanar], times: Tensor
+) -> None:
+    """Twice the units, twice the products of velocity and trace: O(M), by torch's own count."""
+
+    def products(n_units: int) -> int:
+        field = kind(3, n_units)
+        with FlopCounterMode(display=False) as counter:
+            field.with_divergence(times, torch.zeros(20, 3))
+        return counter.get_total_flops()
+
+    first, second = products(16) - products(8), products(32) - products(16)
+    assert second == 2 * first > 0
 
 
 @pytest.mark.parametrize(

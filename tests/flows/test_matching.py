@@ -70,18 +70,26 @@ def test_the_loss_of_the_true_field_between_gaussians_is_the_least() -> None:
     assert abs(loss(-0.2) - least - 2 * 0.2**2) < 0.02
 
 
-def test_the_true_field_carries_the_base_to_the_data() -> None:
-    """`ContinuousFlow` has the data's log-density, exactly."""
+COMPILED = pytest.param("compiled", marks=[pytest.mark.compiler, pytest.mark.slow])
+
+
+@pytest.mark.parametrize("backend", ["native", "torchdiffeq", "scipy", COMPILED])
+def test_the_true_field_carries_the_base_to_the_data(backend: str) -> None:
+    """Under any backend `ContinuousFlow` has the data's log-density, exactly, and its samples."""
 
     def true(t: Tensor, y: Tensor) -> Tensor:
         variance = (1 - t) ** 2 + 0.25 * t**2
         return 3 + (0.25 * t - (1 - t)) / variance * (y - 3 * t)
 
     base = Independent(Normal(torch.zeros(2, dtype=FLOAT), torch.ones(2, dtype=FLOAT)), 1)
-    flow = ContinuousFlow(base, true, solver=Solver(rtol=1e-9, atol=1e-9))
+    flow = ContinuousFlow(base, true, solver=Solver(backend, rtol=1e-9, atol=1e-9))
     data = MultivariateNormal(torch.full((2,), 3.0, dtype=FLOAT), 0.25 * torch.eye(2, dtype=FLOAT))
     x = data.sample((50,))
     assert torch.allclose(flow.log_prob(x), data.log_prob(x), rtol=0, atol=1e-7)
+    torch.manual_seed(0)
+    z = base.sample((50,))
+    torch.manual_seed(0)
+    assert torch.allclose(flow.sample((50,)), 3 + 0.5 * z, rtol=0, atol=1e-7)
 
 
 def test_transport_pairs_make_straighter_paths() -> None:
@@ -121,3 +129,18 @@ def test_shapes_that_differ_are_refused() -> None:
         pair_by_transport(z, x[:2])
     with pytest.raises(InvalidProblem, match="`sigma` must be at least 0 and less than 1, got 1"):
         conditional_transport(1.0)
+
+
+def test_a_field_of_another_shape_is_refused() -> None:
+    """One column would be taken away from each of the two."""
+    z, x = pairs(4)
+    with pytest.raises(InvalidProblem, match=r"must return a velocity like z.* got .*\[4, 1\]"):
+        matching_loss(lambda t, y: y[:, :1], z, x)
+
+
+def test_data_that_are_not_finite_are_not_paired() -> None:
+    """There is no cheapest of them."""
+    z, x = pairs(4)
+    x[1, 0] = torch.nan
+    with pytest.raises(InvalidProblem, match="`z` and `x` must be finite"):
+        pair_by_transport(z, x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,29 @@ def test_the_full_bands_can_be_met_and_missed() -> None:
     assert len(failed(full(worst=0.04, lead=-0.03))) == 3
     below = [*full()[:-1], cell("U4", "CNF", 32, -0.01)]
     assert failed(below) == ["least loss above its bound, with 3 standard errors"]
+
+
+@pytest.mark.parametrize("place", range(len(figure.ALL) * 2))
+def test_a_loss_that_is_no_number_fails_the_run(place: int) -> None:
+    """Wherever it stands: a smallest and a largest number may pass over it."""
+    cells = full()
+    cells[place] = replace(cells[place], loss=math.nan)
+    assert "least loss above its bound, with 3 standard errors" in failed(cells)
+
+
+def test_so_many_of_ten_cells_have_to_be_won() -> None:
+    """Eight by the margin will do, seven will not; U1 does not count."""
+
+    def with_losses(n: int) -> list[object]:
+        cells = full()
+        pairs = [i for i, each in enumerate(cells) if each.kind == "CNF" and each.target != "U1"]
+        for i in [i for i in pairs if cells[i].size != 32][:n]:
+            cells[i] = replace(cells[i], loss=cells[i - 1].loss + 0.021)
+        return cells
+
+    name = "U3 and U4 cells where CNF <= NF + 0.02, of 10"
+    assert name not in failed(with_losses(2))
+    assert name in failed(with_losses(3))
 
 
 def test_a_long_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:

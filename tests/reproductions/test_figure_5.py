@@ -63,6 +63,7 @@ def row(kind: str, **changes: float) -> object:
     [
         ({}, None),
         ({"excess": 0.06}, "CNF above the entropy (nats), moons"),
+        ({"error": float("nan")}, "least excess over the entropy, with 3 standard errors"),
         ({"excess": -0.01}, "least excess over the entropy, with 3 standard errors"),
         ({"distance": 0.03}, "energy distance, moons"),
         ({"mass": 0.9}, "mass of the CNF, moons"),

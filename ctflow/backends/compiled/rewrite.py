@@ -55,18 +55,36 @@ def improved(graph: fx.GraphModule, exact: bool) -> fx.GraphModule:
             node.replace_all_uses_with(whole)  # the compiler frees such a view at its first use
             graph.graph.erase_node(node)
     merge_equal(graph.graph)
+    turned: set[fx.Node] = set()
     for node in list(graph.graph.nodes):
         if node.op != "call_function":
             continue
         replacement = _replacement(node, exact)
         if replacement is None:
             continue
-        node.replace_all_uses_with(spliced(node, *replacement))
+        result = spliced(node, *replacement)
+        if not result.meta["val"].is_contiguous():
+            turned.add(result)
+        node.replace_all_uses_with(result)
         graph.graph.erase_node(node)
+    _copy_where_turned(graph.graph, turned)
     merge_equal(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def _copy_where_turned(graph: fx.Graph, turned: set[fx.Node]) -> None:
+    """Let views of what now lies transposed, or follows from it, copy it where they have to.
+
+    Such a view was noted when its input lay row after row, and need not exist any more.
+    """
+    for node in graph.nodes:
+        if not turned.intersection(node.all_input_nodes):
+            continue
+        turned.add(node)
+        if node.target in (_ATEN.view.default, _ATEN._unsafe_view.default):
+            node.target = _ATEN.reshape.default
 
 
 def outputs_of(graph: fx.GraphModule) -> list[Tensor]:

@@ -15,6 +15,7 @@ from ctflow.backends.compiled.backend import CompiledBackend
 from ctflow.backends.compiled.build import counts
 from ctflow.backends.native.backend import NativeBackend
 from ctflow.backends.native.control import OnGrid
+from ctflow.dynamics import MLP
 from ctflow.state import State, expand_time
 
 DTYPE = torch.float64
@@ -224,6 +225,26 @@ def test_a_program_of_any_batch_size_is_right_at_each(coupling: str, gradient: s
 
 @pytest.mark.slow
 @pytest.mark.compiler
+@pytest.mark.usefixtures("by_operator")
+@pytest.mark.parametrize("gradient", ["checkpointed", "direct", "adjoint"])
+@pytest.mark.parametrize("coupling", ["shared", "per_sample"])
+@pytest.mark.parametrize("width", [6, 14])
+def test_a_state_of_few_columns_under_many_rows_agrees(
+    width: int, coupling: str, gradient: str
+) -> None:
+    """Whose products lie transposed: under shared steps the state is one row of all of them."""
+    torch.manual_seed(0)
+    f = MLP(width, (64,)).double()
+    y0 = torch.randn(48, width, dtype=DTYPE)
+    solver = replace(_SOLVER, coupling=coupling, gradient=gradient)  # pyright: ignore
+    case = Case(_plain, Net, solver, 3)
+    found = _run(case, f, y0, _grid(3, 0), _compiled(solver))
+    wanted = _run(case, f, y0, _grid(3, 0), solver)
+    for ours, native in zip(found[:2], wanted[:2], strict=True):
+        for x, y in zip(ours, native, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-9)
+
+
 @pytest.mark.usefixtures("either_way")
 def test_another_batch_size_compiles_at_most_once_more() -> None:
     """And any further one not at all."""

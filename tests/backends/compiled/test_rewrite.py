@@ -108,3 +108,20 @@ def test_products_of_a_tall_matrix_with_few_columns_are_turned(
     assert set(shapes) == {((columns, inner), (inner, rows))}
     for found, wanted in zip(graph(a, b, c), products(a, b, c), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("inner", [64, 12])
+def test_what_lies_transposed_can_still_be_shown_as_one_row(inner: int) -> None:
+    """A view that no longer exists is a copy: of a product, and of what is made of one."""
+    a, b = torch.randn(48, inner), torch.randn(inner, 8)
+    gate = torch.randn(48, 8)
+
+    def shown(a: Tensor, b: Tensor, gate: Tensor) -> list[Tensor]:
+        product = torch.tanh(a @ b) * gate
+        return [(a @ b).view(1, -1), product.view(1, -1), product.view(48, 2, 4).sum(2)]
+
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(x) for x in (a, b, gate)]
+        graph = improved(graph_of(shown, fakes), exact=True)
+    for found, wanted in zip(graph(a, b, gate), shown(a, b, gate), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
