@@ -187,10 +187,9 @@ class LatentSDE(nn.Module):
         """Drift of z, and the rate of the KL divergence, [B, L + 1]."""
         z, ahead = state[:, : self.latent], context.at(t)
         time = t.expand(len(z), 1).to(z.dtype)
-        known = (context.t > t).any(dim=1, keepdim=True)
         prior, left = self.prior_drift(t, z), context.left(t).to(z.dtype)
         drift = self.drift(torch.cat([z, ahead, left, time], dim=1))
-        drift = torch.where(known, drift, prior)
+        drift = torch.where(context.ahead(t), drift, prior)
         u = (drift - prior) / self.diffusion(t, z)
         return torch.cat([drift, 0.5 * u.square().sum(dim=1, keepdim=True)], dim=1)
 
