@@ -97,7 +97,8 @@ def test_the_divergence_between_two_ornstein_uhlenbeck_processes_is_known() -> N
     Within five standard errors of 4000 paths.
     """
     n, step, start = 4000, 0.02, 1.5
-    model = process(Pulled(2.0)).double()
+    drift = Pulled(2.0)
+    model = process(drift).double()
     x = torch.zeros(n, 1, 1, dtype=torch.float64)
     _, context = model.encoder(Observations(x, T[-1:]), 0.0)
     each = model.path(torch.full_like(x[:, 0], start), context, T[-1:], seed=0).kl
@@ -108,7 +109,7 @@ def test_the_divergence_between_two_ornstein_uhlenbeck_processes_is_known() -> N
         second = (1 - rate * step) ** 2 * second + SIGMA**2 * step
     error = 5 * each.detach().std().item() / math.sqrt(n)
     assert each.detach().mean().item() == pytest.approx(wanted.item(), abs=error)
-    (found,) = torch.autograd.grad(each.mean(), model.drift.parameters())  # pyright: ignore[reportAttributeAccessIssue]
+    (found,) = torch.autograd.grad(each.mean(), drift.rate)
     (slope,) = torch.autograd.grad(wanted, rate)
     assert found.item() == pytest.approx(slope.item(), abs=5 * error)  # as wide as it is per unit
 
