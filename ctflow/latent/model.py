@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.latent.encoders import Encoder
 from ctflow.latent.grid import Grid
 from ctflow.latent.likelihoods import Likelihood
-from ctflow.latent.observations import Observations
+from ctflow.latent.observations import Observations, check_tensors
 from ctflow.problem import ODEProblem
 from ctflow.solution import Solution, Stats, raise_if_failed
 from ctflow.state import widest
@@ -60,7 +62,8 @@ class LatentODE(nn.Module):
         stats: `Stats` of the last solve, None before one.
 
     Raises:
-        InvalidProblem: If a window of the likelihood starts before t0.
+        InvalidProblem: If a part cannot be called, `latent` is no positive integer, `t0` is not
+            finite, or a window of the likelihood starts before t0.
 
     Source:
         Chen et al. 2018 (arXiv 1806.07366v5), section 5, eqs. 11 to 13.
@@ -90,6 +93,13 @@ class LatentODE(nn.Module):
     ) -> None:
         """Check the settings; nothing is solved yet."""
         super().__init__()
+        _check_parts(encoder=encoder, field=field, decoder=decoder)
+        _check_parts(**{"likelihood.log_prob": getattr(likelihood, "log_prob", None)})
+        if type(latent) is not int or latent < 1 or not math.isfinite(t0):
+            raise InvalidProblem(
+                f"`latent` must be a positive integer and `t0` finite, got {latent!r} and {t0!r}. "
+                "Give the number of variables, and the time before all data."
+            )
         self.encoder, self.field, self.decoder = encoder, field, decoder
         self.likelihood = likelihood
         self.latent, self.t0 = latent, float(t0)
@@ -104,8 +114,9 @@ class LatentODE(nn.Module):
 
     @property
     def prior(self) -> Normal:
-        """N(0, I) of the latent state at t0, [L]."""
-        like = next((p for p in self.parameters()), torch.zeros(()))
+        """N(0, I) of the latent state at t0, [L], in the dtype of the model."""
+        known = chain(self.parameters(), self.buffers())  # of parts that are functions: the latter
+        like = next((p for p in known if p.is_floating_point()), torch.zeros(()))
         zero = like.new_zeros(self.latent)
         return Normal(zero, torch.ones_like(zero))
 
@@ -118,9 +129,28 @@ class LatentODE(nn.Module):
             mask: True where a value was seen, [B, T] or [B, T, D]; None: everywhere.
 
         Raises:
-            InvalidProblem: If the observations make no sense; see `Observations`.
+            InvalidProblem: If the observations make no sense (see `Observations`) or lie before
+                t0, or the encoder gives something else.
         """
-        return self.encoder(Observations(x, t, mask), self.t0)
+        return self.encoded(Observations(x, t, mask))
+
+    def encoded(self, data: Observations) -> Normal:
+        """The same of observations that were checked before.
+
+        Raises:
+            InvalidProblem: If something was seen before t0, or the encoder gives something else.
+        """
+        data.require_from(self.t0)
+        q = self.encoder(data, self.t0)
+        mean: object = getattr(q, "mean", None)
+        wanted = (len(data.x), self.latent)
+        if not isinstance(mean, Tensor) or mean.shape != wanted:
+            got = list(mean.shape) if isinstance(mean, Tensor) else type(q).__name__
+            raise InvalidProblem(
+                f"the encoder must give a Normal of {list(wanted)}, got {got}. Build it for "
+                f"{self.latent} latent variables, and give a row for each series."
+            )
+        return q
 
     def trajectory(self, z0: Tensor, t: Tensor) -> Tensor:
         """Latent states at any times on one side of t0.
@@ -149,12 +179,13 @@ class LatentODE(nn.Module):
             InvalidProblem: If there are times on both sides of t0.
             SolveFailed: If a path did not reach its last time.
         """
-        flat, times = self._flat(z0, t)
+        check_tensors(z0=z0, t=t)
+        flat, times = self._flat(z0, t.detach())
         solution, grid = self._solved(flat, times)
         n = t.shape[-1]
         z = grid.read(solution.y)
         shape = z0.shape[:-1]
-        path = z[:, :n].reshape(*shape, n, self.latent)
+        path = self._timed(z[:, :n].reshape(*shape, n, self.latent), t)
         if solution.cost is None:
             return Path(path, None)
         edges = grid.read(solution.cost)[:, n:]  # start and end of each window in turn
@@ -230,6 +261,26 @@ class LatentODE(nn.Module):
         self.stats = solution.stats
         return solution
 
+    def _timed(self, z: Tensor, t: Tensor) -> Tensor:
+        """States [..., B, T, L] with their derivative by their own times, which is the field.
+
+        That by the grid's would be another: series share its nodes, and the first of them is t0.
+        """
+        if not t.requires_grad:
+            return z
+        now = t.detach().to(z).expand(z.shape[:-1]).reshape(-1, 1)
+        slope = self.field(now, z.detach().reshape(-1, self.latent)).reshape(z.shape)
+        return z + slope * (t - t.detach()).to(z).unsqueeze(-1)
+
     def _rate(self, t: Tensor, z: Tensor) -> Tensor:  # noqa: ARG002 - of the state alone
         """The likelihood's rate along the path, [N, K]."""
         return self.likelihood.rate(self.decoder(z))
+
+
+def _check_parts(**parts: object) -> None:
+    for name, part in parts.items():
+        if not callable(part):
+            raise InvalidProblem(
+                f"`{name}` must be callable, got {type(part).__name__}. Pass a function or an "
+                "nn.Module."
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -96,8 +97,9 @@ class LatentSDE(nn.Module):
 
     @property
     def prior(self) -> Normal:
-        """N(0, I) of the latent state at t0, [L]."""
-        like = next((p for p in self.parameters()), torch.zeros(()))
+        """N(0, I) of the latent state at t0, [L], in the dtype of the model."""
+        known = chain(self.parameters(), self.buffers())  # of parts that are functions: the latter
+        like = next((p for p in known if p.is_floating_point()), torch.zeros(()))
         zero = like.new_zeros(self.latent)
         return Normal(zero, torch.ones_like(zero))
 
