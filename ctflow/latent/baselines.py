@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.errors import InvalidProblem
+from ctflow.latent.checks import check_tensors
 from ctflow.latent.encoders import Cell, check_features, keep_memory
 from ctflow.latent.likelihoods import Likelihood
-from ctflow.latent.observations import Observations, check_tensors
+from ctflow.latent.observations import Observations
 
 __all__ = ["RecurrentModel"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from itertools import chain
 from typing import Any, NamedTuple
@@ -14,10 +13,11 @@ from torch.distributions import Normal
 from ctflow.api import as_solver, solve
 from ctflow.backends.protocol import Solver
 from ctflow.errors import InvalidProblem, Unsupported
+from ctflow.latent.checks import check_parts, check_sizes, check_tensors
 from ctflow.latent.encoders import Encoder
 from ctflow.latent.grid import Grid
 from ctflow.latent.likelihoods import Likelihood
-from ctflow.latent.observations import Observations, check_tensors
+from ctflow.latent.observations import Observations
 from ctflow.problem import ODEProblem
 from ctflow.solution import Solution, Stats, raise_if_failed
 from ctflow.state import widest
@@ -93,13 +93,9 @@ class LatentODE(nn.Module):
     ) -> None:
         """Check the settings; nothing is solved yet."""
         super().__init__()
-        _check_parts(encoder=encoder, field=field, decoder=decoder)
-        _check_parts(**{"likelihood.log_prob": getattr(likelihood, "log_prob", None)})
-        if type(latent) is not int or latent < 1 or not math.isfinite(t0):
-            raise InvalidProblem(
-                f"`latent` must be a positive integer and `t0` finite, got {latent!r} and {t0!r}. "
-                "Give the number of variables, and the time before all data."
-            )
+        check_parts(encoder=encoder, field=field, decoder=decoder)
+        check_parts(**{"likelihood.log_prob": getattr(likelihood, "log_prob", None)})
+        check_sizes(latent, t0)
         self.encoder, self.field, self.decoder = encoder, field, decoder
         self.likelihood = likelihood
         self.latent, self.t0 = latent, float(t0)
@@ -255,7 +251,9 @@ class LatentODE(nn.Module):
         return self._solve(z0, grid), grid
 
     def _solve(self, z0: Tensor, grid: Grid) -> Solution:
-        cost = None if self.likelihood.windows is None else self._rate
+        cost = None
+        if self.likelihood.windows is not None:
+            cost = _Rate(self.decoder, self.likelihood)
         problem = ODEProblem(self.field, z0, grid.t, batched=True, running_cost=cost)
         solution = raise_if_failed(solve(problem, self.solver))
         self.stats = solution.stats
@@ -272,15 +270,15 @@ class LatentODE(nn.Module):
         slope = self.field(now, z.detach().reshape(-1, self.latent)).reshape(z.shape)
         return z + slope * (t - t.detach()).to(z).unsqueeze(-1)
 
-    def _rate(self, t: Tensor, z: Tensor) -> Tensor:  # noqa: ARG002 - of the state alone
-        """The likelihood's rate along the path, [N, K]."""
+
+class _Rate:
+    """The likelihood's rate along the path, [N, K].
+
+    A method of the model would hand backends all of it, and what changes in it with every solve.
+    """
+
+    def __init__(self, decoder: Callable[[Tensor], Tensor], likelihood: Likelihood) -> None:
+        self.decoder, self.likelihood = decoder, likelihood
+
+    def __call__(self, t: Tensor, z: Tensor) -> Tensor:  # noqa: ARG002 - of the state alone
         return self.likelihood.rate(self.decoder(z))
-
-
-def _check_parts(**parts: object) -> None:
-    for name, part in parts.items():
-        if not callable(part):
-            raise InvalidProblem(
-                f"`{name}` must be callable, got {type(part).__name__}. Pass a function or an "
-                "nn.Module."
-            )

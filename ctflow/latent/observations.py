@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import InvalidProblem
+from ctflow.latent.checks import check_tensors
 from ctflow.state import widest
 
-__all__ = ["Observations", "check_tensors", "pad", "picked"]
+__all__ = ["Observations", "pad", "picked"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,22 +227,6 @@ def pad(times: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, Tens
         for part in (values, times, flags)
     )
     return x, t, mask
-
-
-def check_tensors(**values: object) -> None:
-    """Refuse lists and arrays by name.
-
-    Args:
-        values: Each under its name in the message.
-
-    Raises:
-        InvalidProblem: Naming the first that is no tensor.
-    """
-    for name, value in values.items():
-        if not isinstance(value, Tensor):
-            raise InvalidProblem(
-                f"`{name}` must be a tensor, got {type(value).__name__}. Use torch.as_tensor on it."
-            )
 
 
 def _check_shapes(x: Tensor, t: Tensor, mask: Tensor | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -258,6 +259,26 @@ def test_times_that_make_no_sense_are_refused() -> None:
     for at, words in (([-1.0, 1.0], "one side"), ([torch.nan], "finite times"), ([], "got none")):
         with pytest.raises(InvalidProblem, match=words):
             model.predict(X, T, at=torch.tensor(at))
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    """Parts, sizes, numbers of paths, lists of times."""
+    for changes in ({"prior_drift": None}, {"latent": 0}, {"t0": math.nan}):
+        parts: dict[str, Any] = {"prior_drift": pull, "latent": 1} | changes
+        with pytest.raises(InvalidProblem, match=f"`{next(iter(changes))}`"):
+            LatentSDE(
+                ContextEncoder(1, 1), Shifted(0.0), diffusion=noise, decoder=nn.Identity(),
+                likelihood=Gaussian(NOISE), **parts,
+            )  # fmt: skip
+    model = process(Shifted(0.0))
+    with pytest.raises(InvalidProblem, match="`n_samples` must be positive"):
+        model.predict(X, T, at=T, n_samples=0)
+    with pytest.raises(InvalidProblem, match="`at` must be a tensor, got list"):
+        model.predict(X, T, at=[0.5])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidProblem, match="`t` must be a tensor, got list"):
+        model.sample(2, [0.5])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidProblem, match="want no gradient"):
+        model.elbo(X, T.clone().requires_grad_())
 
 
 def test_a_likelihood_that_integrates_is_refused() -> None:
