@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ctflow import SDEProblem, Solver, sdeint, solve_sde
+from ctflow.backends.protocol import Gradient
 from ctflow.backends.torchsde import brownian_path
 from ctflow.backends.torchsde.schemes import SCHEMES
 from ctflow.sde import Calculus
@@ -180,6 +181,28 @@ def test_gradients_of_a_mean_are_right_within_monte_carlo_error(
     spread = mean * math.sqrt(math.exp(m * VOLATILITY**2) * (1 + m) / n)  # of W y, the widest
     for value, wanted in zip(found, (mean, by_volatility, mean), strict=True):
         assert value.item() == pytest.approx(wanted, abs=5 * spread + 0.02)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "adjoint"])
+@pytest.mark.parametrize(
+    ("name", "method"), [("ito diagonal", "milstein"), ("stratonovich general", "heun")]
+)
+def test_gradients_under_adaptive_steps_are_those_of_the_path(
+    name: str, method: str, gradient: Gradient
+) -> None:
+    """Of geometric Brownian motion, path by path: d y / d drift = y, and d y / d y0 = y / y0."""
+    equation, n = EQUATIONS[name], 30
+    path = path_for(equation, n, seed=7)
+    drift = torch.tensor(DRIFT, dtype=DTYPE, requires_grad=True)
+    y0 = torch.linspace(0.5, 1.5, n, dtype=DTYPE).unsqueeze(1).requires_grad_()
+    solver = Solver("torchsde", method, rtol=2e-3, atol=2e-3, gradient=gradient)
+    made = equation._replace(f=lambda t, y: drift * y)
+    y = solve_sde(made.problem(y0, path), solver).y[-1]
+    by_drift, by_start = torch.autograd.grad(y.sum(), (drift, y0))
+    exact = equation.exact(y0.detach(), path(0.0, 1.0))
+    assert by_drift.item() == pytest.approx(exact.sum().item(), rel=0.02)
+    wanted = exact / y0.detach()
+    assert ((by_start - wanted).norm() / wanted.norm()).item() < 0.03
 
 
 def gradients(name: str, method: str, step: float, gradient: str) -> Tensor:
