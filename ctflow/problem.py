@@ -19,7 +19,7 @@ from ctflow.event import Event, checked_events
 from ctflow.state import State, leaves_of, widest
 from ctflow.transforms import any_batched, is_moving, plain
 
-__all__ = ["ODEProblem"]
+__all__ = ["ODEProblem", "check_callable"]
 
 _FEW_TIMES = 200  # up to which a loop in Python is quicker than two tensor operations
 _DTYPES = frozenset(
@@ -105,15 +105,15 @@ class ODEProblem:
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without calling `f`."""
-        _check_callable(self.f, "`f`", self.args is not None)
+        check_callable(self.f, "`f`", self.args is not None)
         if self.running_cost is not None:
-            _check_callable(self.running_cost, "`running_cost`", self.args is not None)
+            check_callable(self.running_cost, "`running_cost`", self.args is not None)
         events = checked_events(self.event)
         object.__setattr__(self, "event", events or None)
         for i, event in enumerate(events):
-            _check_callable(event.fn, f"`fn` of event {i}", self.args is not None)
+            check_callable(event.fn, f"`fn` of event {i}", self.args is not None)
             if event.change is not None:
-                _check_callable(event.change, f"`change` of event {i}", self.args is not None)
+                check_callable(event.change, f"`change` of event {i}", self.args is not None)
         first = _check_state(self.y0, self.batched)
         object.__setattr__(self, "t", _checked_times(self.t, first, self.mask))
         object.__setattr__(self, "jump_t", _checked_jumps(self.jump_t, first))
@@ -130,7 +130,17 @@ class ODEProblem:
             )
 
 
-def _check_callable(f: object, name: str, has_args: bool) -> None:
+def check_callable(f: object, name: str, has_args: bool) -> None:
+    """Refuse what cannot be called with a time and a state.
+
+    Args:
+        f: Anything.
+        name: Its name in the message.
+        has_args: Whether it is called with a third argument.
+
+    Raises:
+        InvalidProblem: If it is no callable, or its signature takes other arguments.
+    """
     wanted = "(t, y, args)" if has_args else "(t, y)"
     if not callable(f):
         raise InvalidProblem(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import InvalidProblem, Unsupported
-from ctflow.problem import ODEProblem
+from ctflow.problem import ODEProblem, check_callable
 from ctflow.transforms import active
 
 __all__ = ["BrownianPath", "Calculus", "Noise", "SDEProblem"]
@@ -55,7 +55,7 @@ class SDEProblem:
         seed: Of the Brownian motion: the same seed and the same settings give the same numbers.
             None draws one from torch's global generator; the attribute then holds it.
         path: A Brownian path to follow instead, which several solves may share:
-            `ctflow.backends.torchsde.brownian_path`.
+            `ctflow.backends.torchsde.brownian_path`, of the dtype of `y0` and over all of `t`.
 
     Raises:
         InvalidProblem: For anything above that does not hold.
@@ -82,10 +82,12 @@ class SDEProblem:
         """Check everything that can be checked without calling `f` or `g`."""
         _check_choice("noise", self.noise, _NOISES)
         _check_choice("calculus", self.calculus, _CALCULI)
-        if not callable(self.g):
+        check_callable(self.g, "`g`", self.args is not None)
+        if not isinstance(self.y0, Tensor) or self.y0.is_complex():  # pyright: ignore[reportUnnecessaryIsInstance]
+            what = getattr(self.y0, "dtype", type(self.y0).__name__)
             raise InvalidProblem(
-                f"`g` must be callable as (t, y), got {type(self.g).__name__}. "
-                "Pass a function or an nn.Module."
+                f"`y0` of an SDE must be a real tensor [B, D], got {what}. Put the parts side by "
+                "side in dimension 1."
             )
         drift = ODEProblem(self.f, self.y0, self.t, self.params, self.args)
         if self.y0.dim() != 2:

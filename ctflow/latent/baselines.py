@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.errors import InvalidProblem
+from ctflow.latent.checks import check_tensors
 from ctflow.latent.encoders import Cell, check_features, keep_memory
 from ctflow.latent.likelihoods import Likelihood
 from ctflow.latent.observations import Observations
@@ -201,13 +202,15 @@ class RecurrentModel(nn.Module):
 
 def _of_each(at: Tensor, data: Observations) -> Tensor:
     """Times to predict, one row for each series, [B, T']."""
+    check_tensors(at=at)
     if at.dim() not in (1, 2) or (at.dim() == 2 and len(at) != len(data.x)):
         raise InvalidProblem(
             f"`at` must be [T'] or [B, T'], got shape {list(at.shape)} for {len(data.x)} series. "
             "Give one row for each series."
         )
-    if not bool(torch.isfinite(at).all()):
-        raise InvalidProblem("`at` must be finite, got NaN or infinity. Leave such times out.")
+    if at.numel() == 0 or not bool(torch.isfinite(at).all()):
+        what = "none" if at.numel() == 0 else "NaN or infinity"
+        raise InvalidProblem(f"`at` must be finite times, got {what}. Leave such times out.")
     return at.to(data.t).expand(len(data.x), -1).contiguous()
 
 

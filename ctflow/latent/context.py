@@ -28,13 +28,25 @@ class Context(NamedTuple):
 
     def at(self, t: Tensor) -> Tensor:
         """The summary of the observations after t (0-dim), [B, C]."""
-        place = (self.t <= t).sum(dim=1)
+        place = (self._rounded(t) <= t).sum(dim=1)
         return self.values[torch.arange(len(place), device=place.device), place]
 
     def left(self, t: Tensor) -> Tensor:
         """The time from t (0-dim) to the next observation, [B, 1]; zero after the last."""
-        gap = torch.where(self.t > t, self.t - t, torch.inf).amin(dim=1, keepdim=True)
+        times = self._rounded(t)
+        gap = torch.where(times > t, times - t, torch.inf).amin(dim=1, keepdim=True)
         return torch.where(torch.isinf(gap), 0.0, gap)
+
+    def ahead(self, t: Tensor) -> Tensor:
+        """Whether a series has observations after t (0-dim), bool [B, 1]."""
+        return self.left(t) > 0
+
+    def _rounded(self, t: Tensor) -> Tensor:
+        """Times as they are in the dtype of t, so that an observation's own time is not before it.
+
+        A solver hands a drift its time in the dtype of the state: in float32 0.7 comes before 0.7.
+        """
+        return self.t.to(t.dtype)
 
 
 class ContextEncoder(nn.Module):

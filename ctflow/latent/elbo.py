@@ -61,7 +61,8 @@ def elbo(
         Its two parts; `elbo(...).value(beta)` weighs them, with `annealed` for example.
 
     Raises:
-        InvalidProblem: If the observations make no sense, or lie outside the likelihood's windows.
+        InvalidProblem: If the observations make no sense, or lie before t0 or outside the
+            likelihood's windows.
         SolveFailed: If a path did not reach the last time.
 
     Cost:
@@ -79,11 +80,12 @@ def elbo(
         >>> bound.value(beta=0.5).shape
         torch.Size([5])
     """
-    if n_samples < 1:
-        raise InvalidProblem(f"`n_samples` must be positive, got {n_samples}. Draw at least one.")
+    if type(n_samples) is not int or n_samples < 1:
+        raise InvalidProblem(f"`n_samples` must be positive, got {n_samples!r}. Draw at least one.")
     data = Observations(x, t, mask)
     _check_windows(model.likelihood, data)
-    q = model.encoder(data if given is None else _part(data, given), model.t0)
+    data.require_from(model.t0)  # an encoder sees no more than a part
+    q = model.encoded(data if given is None else _part(data, given))
     z0 = q.rsample((n_samples,))
     path = model.path(z0, data.t if data.t.dim() == 1 else _inside(data, model.t0))
     z, data = _seen(path.z, data)
@@ -106,10 +108,15 @@ def _seen(z: Tensor, data: Observations) -> tuple[Tensor, Observations]:
 def annealed(step: int, n_steps: int, start: float = 0.0) -> float:
     """Weight of the KL that grows linearly from `start` at step 0 to 1 at `n_steps`, and stays.
 
+    Raises:
+        InvalidProblem: If the step is negative, which would give less than `start`.
+
     Example:
         >>> annealed(50, 100), annealed(200, 100)
         (0.5, 1.0)
     """
+    if step < 0:
+        raise InvalidProblem(f"`step` must not be negative, got {step}. Count from 0.")
     return 1.0 if step >= n_steps else start + (1.0 - start) * step / n_steps
 
 

@@ -155,12 +155,7 @@ def reversed_steps(data: Observations, t0: float) -> tuple[Tensor, Tensor]:
     Raises:
         InvalidProblem: If something was seen before t0.
     """
-    if bool(data.t.min() < t0) and bool((early := data.rows & (data.times < t0)).any()):
-        b, i = early.nonzero()[0].tolist()
-        raise InvalidProblem(
-            f"observations must lie at or after the latent state's time {t0:g}, got t="
-            f"{data.times[b, i].item():g} in sample {b}. Build the model with an earlier t0."
-        )
+    data.require_from(t0)
     n = data.order.shape[1]
     place = (data.counts.unsqueeze(1) - 1 - torch.arange(n, device=data.x.device)).clamp(min=0)
     order = data.order.gather(1, place)

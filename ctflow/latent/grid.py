@@ -91,8 +91,13 @@ def _side(t0: float, t: Tensor) -> float:
     """+1.0 for times after t0, -1.0 for times before it.
 
     Raises:
-        InvalidProblem: If there are both, or none, or one that is not finite.
+        InvalidProblem: If there are both, or none, or one that is not finite; if they want a
+            gradient, which a grid would hand to whichever series has the same time.
     """
+    if t.requires_grad:
+        raise InvalidProblem(
+            "`t` must want no gradient here, got one that does. Use a LatentODE, or t.detach()."
+        )
     if t.numel() == 0 or not bool(torch.isfinite(t.detach()).all()):
         what = "none" if t.numel() == 0 else "NaN or infinity"
         raise InvalidProblem(f"`t` must hold finite times, got {what}. Mask what is missing.")

@@ -98,8 +98,12 @@ class Gaussian(Likelihood):
     def __init__(self, scale: float | Sequence[float] = 0.1, *, learned: bool = False) -> None:
         """Keep the logarithm of the scale."""
         super().__init__()
-        value = torch.as_tensor(scale, dtype=torch.float32)
-        if value.dim() > 1 or not bool((torch.isfinite(value) & (value > 0)).all()):
+        value = torch.as_tensor(scale, dtype=torch.float32).detach()
+        if (
+            value.dim() > 1
+            or value.numel() == 0
+            or not bool((torch.isfinite(value) & (value > 0)).all())
+        ):
             raise InvalidProblem(
                 f"`scale` must be positive, a number or one for each feature, got {scale!r}. "
                 "Give the standard deviation of the noise."
@@ -214,10 +218,10 @@ class Joint(Likelihood):
     def __init__(self, parts: Sequence[tuple[Likelihood, int]]) -> None:
         """Take the parts as submodules."""
         super().__init__()
-        if not parts or any(width < 1 for _, width in parts):
+        if not parts or not all(_is_part(part) for part in parts):
             raise InvalidProblem(
-                f"`parts` must be pairs of a likelihood and its number of features, got "
-                f"{[width for _, width in parts]} features. Give at least one pair."
+                f"`parts` must be pairs of a likelihood and its number of features, got {parts!r}. "
+                "Give at least one pair."
             )
         self._likelihoods = [likelihood for likelihood, _ in parts]
         self.parts = nn.ModuleList(self._likelihoods)
@@ -268,3 +272,11 @@ class Joint(Likelihood):
                 f"{features.shape[-1]}. Widen the data and the decoder's output."
             )
         return list(zip(self._likelihoods, features.split(self.widths, dim=-1), strict=True))
+
+
+def _is_part(part: object) -> bool:
+    """Whether it is a pair of a module and a positive integer."""
+    if not isinstance(part, tuple) or len(part) != 2:
+        return False
+    likelihood, width = part
+    return isinstance(likelihood, nn.Module) and type(width) is int and width > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch.distributions import Normal
 from ctflow.api import as_solver, solve
 from ctflow.backends.protocol import Solver
 from ctflow.errors import InvalidProblem, Unsupported
+from ctflow.latent.checks import check_parts, check_sizes, check_tensors
 from ctflow.latent.encoders import Encoder
 from ctflow.latent.grid import Grid
 from ctflow.latent.likelihoods import Likelihood
@@ -34,18 +35,6 @@ class Path(NamedTuple):
 
     z: Tensor
     integral: Tensor | None
-
-
-@dataclass(frozen=True)
-class _Rate:
-    """The likelihood's rate along a path, as a running cost: it reaches no more than it reads."""
-
-    decoder: Callable[[Tensor], Tensor]
-    likelihood: Likelihood
-
-    def __call__(self, t: Tensor, z: Tensor) -> Tensor:  # noqa: ARG002 - of the state alone
-        """Latent states [N, L] to rates, [N, K]."""
-        return self.likelihood.rate(self.decoder(z))
 
 
 class LatentODE(nn.Module):
@@ -73,7 +62,8 @@ class LatentODE(nn.Module):
         stats: `Stats` of the last solve, None before one.
 
     Raises:
-        InvalidProblem: If a window of the likelihood starts before t0.
+        InvalidProblem: If a part cannot be called, `latent` is no positive integer, `t0` is not
+            finite, or a window of the likelihood starts before t0.
 
     Source:
         Chen et al. 2018 (arXiv 1806.07366v5), section 5, eqs. 11 to 13.
@@ -103,6 +93,9 @@ class LatentODE(nn.Module):
     ) -> None:
         """Check the settings; nothing is solved yet."""
         super().__init__()
+        check_parts(encoder=encoder, field=field, decoder=decoder)
+        check_parts(**{"likelihood.log_prob": getattr(likelihood, "log_prob", None)})
+        check_sizes(latent, t0)
         self.encoder, self.field, self.decoder = encoder, field, decoder
         self.likelihood = likelihood
         self.latent, self.t0 = latent, float(t0)
@@ -117,8 +110,9 @@ class LatentODE(nn.Module):
 
     @property
     def prior(self) -> Normal:
-        """N(0, I) of the latent state at t0, [L]."""
-        like = next((p for p in self.parameters()), torch.zeros(()))
+        """N(0, I) of the latent state at t0, [L], in the dtype of the model."""
+        known = chain(self.parameters(), self.buffers())  # of parts that are functions: the latter
+        like = next((p for p in known if p.is_floating_point()), torch.zeros(()))
         zero = like.new_zeros(self.latent)
         return Normal(zero, torch.ones_like(zero))
 
@@ -131,9 +125,28 @@ class LatentODE(nn.Module):
             mask: True where a value was seen, [B, T] or [B, T, D]; None: everywhere.
 
         Raises:
-            InvalidProblem: If the observations make no sense; see `Observations`.
+            InvalidProblem: If the observations make no sense (see `Observations`) or lie before
+                t0, or the encoder gives something else.
         """
-        return self.encoder(Observations(x, t, mask), self.t0)
+        return self.encoded(Observations(x, t, mask))
+
+    def encoded(self, data: Observations) -> Normal:
+        """The same of observations that were checked before.
+
+        Raises:
+            InvalidProblem: If something was seen before t0, or the encoder gives something else.
+        """
+        data.require_from(self.t0)
+        q = self.encoder(data, self.t0)
+        mean: object = getattr(q, "mean", None)
+        wanted = (len(data.x), self.latent)
+        if not isinstance(mean, Tensor) or mean.shape != wanted:
+            got = list(mean.shape) if isinstance(mean, Tensor) else type(q).__name__
+            raise InvalidProblem(
+                f"the encoder must give a Normal of {list(wanted)}, got {got}. Build it for "
+                f"{self.latent} latent variables, and give a row for each series."
+            )
+        return q
 
     def trajectory(self, z0: Tensor, t: Tensor) -> Tensor:
         """Latent states at any times on one side of t0.
@@ -162,12 +175,13 @@ class LatentODE(nn.Module):
             InvalidProblem: If there are times on both sides of t0.
             SolveFailed: If a path did not reach its last time.
         """
-        flat, times = self._flat(z0, t)
+        check_tensors(z0=z0, t=t)
+        flat, times = self._flat(z0, t.detach())
         solution, grid = self._solved(flat, times)
         n = t.shape[-1]
         z = grid.read(solution.y)
         shape = z0.shape[:-1]
-        path = z[:, :n].reshape(*shape, n, self.latent)
+        path = self._timed(z[:, :n].reshape(*shape, n, self.latent), t)
         if solution.cost is None:
             return Path(path, None)
         edges = grid.read(solution.cost)[:, n:]  # start and end of each window in turn
@@ -237,8 +251,34 @@ class LatentODE(nn.Module):
         return self._solve(z0, grid), grid
 
     def _solve(self, z0: Tensor, grid: Grid) -> Solution:
-        cost = None if self.likelihood.windows is None else _Rate(self.decoder, self.likelihood)
+        cost = None
+        if self.likelihood.windows is not None:
+            cost = _Rate(self.decoder, self.likelihood)
         problem = ODEProblem(self.field, z0, grid.t, batched=True, running_cost=cost)
         solution = raise_if_failed(solve(problem, self.solver))
         self.stats = solution.stats
         return solution
+
+    def _timed(self, z: Tensor, t: Tensor) -> Tensor:
+        """States [..., B, T, L] with their derivative by their own times, which is the field.
+
+        That by the grid's would be another: series share its nodes, and the first of them is t0.
+        """
+        if not t.requires_grad:
+            return z
+        now = t.detach().to(z).expand(z.shape[:-1]).reshape(-1, 1)
+        slope = self.field(now, z.detach().reshape(-1, self.latent)).reshape(z.shape)
+        return z + slope * (t - t.detach()).to(z).unsqueeze(-1)
+
+
+class _Rate:
+    """The likelihood's rate along the path, [N, K].
+
+    A method of the model would hand backends all of it, and what changes in it with every solve.
+    """
+
+    def __init__(self, decoder: Callable[[Tensor], Tensor], likelihood: Likelihood) -> None:
+        self.decoder, self.likelihood = decoder, likelihood
+
+    def __call__(self, t: Tensor, z: Tensor) -> Tensor:  # noqa: ARG002 - of the state alone
+        return self.likelihood.rate(self.decoder(z))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import InvalidProblem
+from ctflow.latent.checks import check_tensors
 from ctflow.state import widest
 
 __all__ = ["Observations", "pad", "picked"]
@@ -54,6 +55,7 @@ class Observations:
 
     def __post_init__(self) -> None:
         """Check, and put zeros where nothing was seen."""
+        check_tensors(x=self.x, t=self.t, **({} if self.mask is None else {"mask": self.mask}))
         _check_shapes(self.x, self.t, self.mask)
         mask = self.mask
         if mask is None:
@@ -131,6 +133,25 @@ class Observations:
                 "is known of them is the prior."
             )
 
+    def require_from(self, t0: float) -> None:
+        """Refuse what was seen before a time.
+
+        Args:
+            t0: That of the latent state.
+
+        Raises:
+            InvalidProblem: Naming the first such observation.
+        """
+        if not bool(self.t.min() < t0):
+            return
+        early = self.rows & (self.times < t0)
+        if bool(early.any()):
+            b, i = early.nonzero()[0].tolist()
+            raise InvalidProblem(
+                f"observations must lie at or after the latent state's time {t0:g}, got t="
+                f"{self.times[b, i].item():g} in sample {b}. Build the model with an earlier t0."
+            )
+
     def packed(self) -> Observations:
         """The same observations moved to the front of each series: [B, n, D], n = max counts.
 
@@ -172,7 +193,8 @@ def pad(times: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, Tens
         `Observations` and of a model.
 
     Raises:
-        InvalidProblem: If a series has not one time for each value, or there is none.
+        InvalidProblem: If a series has not one time for each value, has other features or another
+            dtype than the first, or there is none.
 
     Example:
         >>> x, t, mask = pad([torch.zeros(2), torch.zeros(1)], [torch.ones(2, 3), torch.ones(1, 3)])
@@ -185,11 +207,19 @@ def pad(times: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, Tens
             f"`times` and `values` must have one entry for each series, got {len(times)} and "
             f"{len(values)}. Give at least one series."
         )
+    check_tensors(**{"times[0]": times[0], "values[0]": values[0]})
+    first = values[0].shape[1:], values[0].dtype, times[0].dtype
     for b, (t, x) in enumerate(zip(times, values, strict=True)):
+        check_tensors(**{f"times[{b}]": t, f"values[{b}]": x})
         if t.dim() != 1 or x.dim() != 2 or len(t) != len(x):
             raise InvalidProblem(
                 f"series {b} must have times [n] and values [n, D], got {list(t.shape)} and "
                 f"{list(x.shape)}. Add the feature dimension with x[:, None]."
+            )
+        if (x.shape[1:], x.dtype, t.dtype) != first:
+            raise InvalidProblem(
+                f"series {b} must be as series 0, {first[1]} of {first[0].numel()} features at "
+                f"{first[2]} times, got {x.dtype} of {x.shape[1]} at {t.dtype}. Cast it."
             )
     flags = [torch.ones(len(t), dtype=torch.bool, device=t.device) for t in times]
     x, t, mask = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -82,12 +83,13 @@ class PoissonProcess(Likelihood):
                 "`integral` of the rate is needed, got None. Call elbo or LatentODE.path, which "
                 "integrate it along the path."
             )
-        if bool((x < 0).any()):
+        counts = torch.where(mask, x, 0.0)  # NaN under the mask would reach the rates' gradients
+        if bool((counts < 0).any()):
             raise InvalidProblem(
-                f"`x` of a Poisson process must count events, got {x.min().item():g}. "
+                f"`x` of a Poisson process must count events, got {counts.min().item():g}. "
                 "Put 1 at each event's time."
             )
-        return torch.where(mask, x * decoded, 0.0).sum(dim=(-2, -1)) - integral.sum(dim=-1)
+        return torch.where(mask, counts * decoded, 0.0).sum(dim=(-2, -1)) - integral.sum(dim=-1)
 
     def mean(self, decoded: Tensor) -> Tensor:
         """The rate: expected events per unit of time."""
@@ -114,11 +116,19 @@ def homogeneous_log_prob(n_events: float | Tensor, duration: float, rate: float)
         rate: Events per unit of time, for example those of the training data.
 
     Returns:
-        Nats, in the shape of `n_events`.
+        Nats, in the shape of `n_events`; minus infinity for events at rate 0.
+
+    Raises:
+        InvalidProblem: If the duration or the rate is negative or not finite.
 
     Example:
         >>> homogeneous_log_prob(20, 5.0, 4.0)
         tensor(7.7259, dtype=torch.float64)
     """
+    if not (0 <= duration < math.inf and 0 <= rate < math.inf):
+        raise InvalidProblem(
+            f"`duration` and `rate` must be finite and not negative, got {duration!r} and "
+            f"{rate!r}. Give the time watched, and events in a unit of it."
+        )
     n = torch.as_tensor(n_events, dtype=torch.float64)
-    return n * torch.log(torch.tensor(rate, dtype=torch.float64)) - rate * duration
+    return torch.xlogy(n, torch.tensor(rate, dtype=torch.float64)) - rate * duration

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from ctflow.api import as_solver
 from ctflow.api_sde import solve_sde
 from ctflow.backends.protocol import Solver
 from ctflow.errors import InvalidProblem
+from ctflow.latent.checks import check_parts, check_sizes, check_tensors
 from ctflow.latent.context import Context, ContextEncoder
 from ctflow.latent.elbo import ELBO
 from ctflow.latent.grid import Grid
@@ -60,7 +62,8 @@ class LatentSDE(nn.Module):
         solver: A `Solver` with an SDE backend; None for `euler` with 100 steps a unit of time.
 
     Raises:
-        InvalidProblem: If the likelihood integrates a rate, which is not offered here.
+        InvalidProblem: If a part cannot be called, `latent` is no positive integer, `t0` is not
+            finite, or the likelihood integrates a rate, which is not offered here.
 
     Cost:
         `elbo` is one solve of L + 1 variables on the union of all times.
@@ -84,6 +87,11 @@ class LatentSDE(nn.Module):
     ) -> None:
         """Check the settings; nothing is solved yet."""
         super().__init__()
+        check_parts(
+            encoder=encoder, drift=drift, prior_drift=prior_drift, diffusion=diffusion,
+            decoder=decoder,
+        )  # fmt: skip
+        check_sizes(latent, t0)
         if likelihood.windows is not None:
             raise InvalidProblem(
                 "`likelihood` of a latent SDE must not integrate a rate, got one with windows "
@@ -96,8 +104,9 @@ class LatentSDE(nn.Module):
 
     @property
     def prior(self) -> Normal:
-        """N(0, I) of the latent state at t0, [L]."""
-        like = next((p for p in self.parameters()), torch.zeros(()))
+        """N(0, I) of the latent state at t0, [L], in the dtype of the model."""
+        known = chain(self.parameters(), self.buffers())  # of parts that are functions: the latter
+        like = next((p for p in known if p.is_floating_point()), torch.zeros(()))
         zero = like.new_zeros(self.latent)
         return Normal(zero, torch.ones_like(zero))
 
@@ -162,7 +171,16 @@ class LatentSDE(nn.Module):
 
         Returns:
             [n_samples, B, T', D]; its quantiles over dimension 0 are bands of uncertainty.
+
+        Raises:
+            InvalidProblem: If the data or times make no sense, or `n_samples` is not positive.
+            SolveFailed: If the solve did not reach the last time.
         """
+        if type(n_samples) is not int or n_samples < 1:
+            raise InvalidProblem(
+                f"`n_samples` must be positive, got {n_samples!r}. Draw at least one."
+            )
+        check_tensors(at=at)
         q, context = self.encoder(Observations(x, t, mask), self.t0)
         z0 = q.sample((n_samples,)).flatten(0, 1)
         many = Context(context.t.repeat(n_samples, 1), context.values.repeat(n_samples, 1, 1))
@@ -187,10 +205,9 @@ class LatentSDE(nn.Module):
         """Drift of z, and the rate of the KL divergence, [B, L + 1]."""
         z, ahead = state[:, : self.latent], context.at(t)
         time = t.expand(len(z), 1).to(z.dtype)
-        known = (context.t > t).any(dim=1, keepdim=True)
         prior, left = self.prior_drift(t, z), context.left(t).to(z.dtype)
         drift = self.drift(torch.cat([z, ahead, left, time], dim=1))
-        drift = torch.where(known, drift, prior)
+        drift = torch.where(context.ahead(t), drift, prior)
         u = (drift - prior) / self.diffusion(t, z)
         return torch.cat([drift, 0.5 * u.square().sum(dim=1, keepdim=True)], dim=1)
 
@@ -207,6 +224,7 @@ class LatentSDE(nn.Module):
         t: Tensor,
         seed: int | None,
     ) -> _States:
+        check_tensors(t=t)
         grid = Grid.shared(self.t0, t.to(widest(t.device)))
         problem = SDEProblem(f, g, start, grid.t, args=context, seed=seed)
         y = raise_if_failed(solve_sde(problem, self.solver)).y

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from ctflow import Solver
 from ctflow.dynamics import MLP
-from ctflow.latent import Gaussian, LatentODE, Likelihood, ODERNNEncoder, RNNEncoder
+from ctflow.latent import (
+    Gaussian,
+    LatentODE,
+    Likelihood,
+    Observations,
+    ODERNNEncoder,
+    RNNEncoder,
+)
 
-__all__ = ["DTYPE", "ENCODERS", "irregular", "small_model"]
+__all__ = ["DTYPE", "ENCODERS", "irregular", "small_model", "without_noise"]
 
 DTYPE = torch.float64
 ENCODERS: dict[str, Callable[[], nn.Module]] = {
@@ -48,3 +56,28 @@ def irregular(batch: int = 4, n: int = 6, seed: int = 0) -> tuple[Tensor, Tensor
     mask = torch.rand(batch, n, 2, generator=generator) > 0.4
     mask[:, 0] = True
     return x, t, mask
+
+
+class _Certain(Normal):
+    """Draws one standard deviation above its mean, whatever the generator's state."""
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return (self.mean + self.stddev).expand(*sample_shape, *self.mean.shape)
+
+
+class _Fixed(nn.Module):
+    """An encoder whose draws do not depend on what lies beside them."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, data: Observations, t0: float) -> Normal:
+        q = self.inner(data, t0)
+        return _Certain(q.mean, q.stddev)
+
+
+def without_noise(model: LatentODE) -> LatentODE:
+    """The model, with the same draw for a series alone and beside others."""
+    model.encoder = _Fixed(model.encoder)  # pyright: ignore[reportArgumentType]
+    return model

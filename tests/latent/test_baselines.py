@@ -102,7 +102,7 @@ def test_what_a_recurrent_model_cannot_do_is_refused() -> None:
         model.predict(x, t, at=torch.tensor([0.5], dtype=DTYPE))
     with pytest.raises(InvalidProblem, match="`at` must lie after the first observation"):
         model.between(x, t, at=t[:, :1])
-    for wrong in (torch.full((2,), torch.nan), torch.zeros(3, 2)):
+    for wrong in (torch.full((2,), torch.nan), torch.zeros(3, 2), torch.zeros(0), [1.0]):
         with pytest.raises(InvalidProblem, match="`at` must be"):
             model.between(x, t, at=wrong)
         with pytest.raises(InvalidProblem, match="`at` must be"):

@@ -38,6 +38,13 @@ def test_a_series_with_fewer_times_gets_more_outputs_and_no_further_ones() -> No
     assert Grid.of_each(0.0, t).t[1].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
 
 
+def test_times_that_want_a_gradient_are_refused() -> None:
+    """A node that several series share would hand it to one of them."""
+    for make in (Grid.shared, Grid.of_each):
+        with pytest.raises(InvalidProblem, match="want no gradient"):
+            make(0.0, torch.ones(1, 2, requires_grad=True))
+
+
 def test_times_on_both_sides_are_refused() -> None:
     """One solve goes one way."""
     for make in (Grid.shared, Grid.of_each):

@@ -103,9 +103,22 @@ def test_parts_with_different_windows_are_refused() -> None:
 
 def test_scales_that_are_not_positive_are_refused() -> None:
     """Noise has a positive size."""
-    for scale in (0.0, -1.0, torch.nan):
+    for scale in (0.0, -1.0, torch.nan, []):
         with pytest.raises(InvalidProblem, match="`scale` must be positive"):
             Gaussian(scale)
+
+
+def test_a_scale_is_taken_as_a_number() -> None:
+    """No graph of another computation comes with it."""
+    scale = torch.tensor(0.5, requires_grad=True)
+    assert not Gaussian(scale).log_scale.requires_grad  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("parts", [[], [Gaussian(0.1)], [(Gaussian(0.1), 1.5)], [(abs, 1)]])
+def test_parts_that_are_no_pairs_are_refused(parts: object) -> None:
+    """Of a likelihood and its number of features."""
+    with pytest.raises(InvalidProblem, match="`parts` must be pairs"):
+        Joint(parts)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_poisson_process_without_an_integral_is_refused() -> None:
@@ -124,6 +137,10 @@ def test_the_homogeneous_fit_is_best_at_the_mean_rate() -> None:
     best = homogeneous_log_prob(20, 5.0, 4.0)
     assert best > homogeneous_log_prob(20, 5.0, 4.1)
     assert best > homogeneous_log_prob(20, 5.0, 3.9)
+    assert homogeneous_log_prob(0, 5.0, 0.0) == 0.0  # nothing was expected, and nothing came
+    assert homogeneous_log_prob(1, 5.0, 0.0) == -torch.inf
+    with pytest.raises(InvalidProblem, match="`duration` and `rate` must be"):
+        homogeneous_log_prob(1, 5.0, -1.0)
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ctflow import Solver
+from ctflow.backends.protocol import Coupling
 from ctflow.errors import InvalidProblem
-from ctflow.latent import Gaussian, Observations, RecurrentModel, elbo
-from tests.latent.parts import DTYPE, ENCODERS, irregular, small_model
+from ctflow.latent import (
+    Bernoulli,
+    Gaussian,
+    Joint,
+    Likelihood,
+    Observations,
+    PoissonProcess,
+    RecurrentModel,
+    elbo,
+    pad,
+)
+from ctflow.latent.encoders import Cell
+from tests.latent.parts import DTYPE, ENCODERS, irregular, small_model, without_noise
 
 JUNK = [torch.nan, torch.inf, 1e30]
+
+
+LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
+    "gaussian": lambda: Gaussian(0.3, learned=True),
+    "bernoulli": Bernoulli,
+    "poisson": lambda: PoissonProcess((0.0, 1.5)),
+    "joint": lambda: Joint([(Bernoulli(), 1), (PoissonProcess((0.0, 1.5)), 1)]),
+}
 
 
 def gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
@@ -39,6 +62,28 @@ def test_junk_under_the_mask_changes_no_bound_and_no_gradient(encoder: str, junk
     assert all(torch.equal(a, b) and bool(torch.isfinite(b).all()) for a, b in pairs)
 
 
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("junk", JUNK)
+def test_no_likelihood_lets_junk_through(likelihood: str, junk: float) -> None:
+    """In the bound and by itself: no value, and no gradient to the decoder, knows of it."""
+    model, (x, t, mask) = small_model(likelihood=LIKELIHOODS[likelihood]()), irregular()
+    x = (x > 0).to(DTYPE)
+    values: list[Tensor] = []
+    slopes: list[Tensor] = []
+    for stuff in (0.0, junk):
+        values.append(bound(model, x.where(mask, stuff), t, mask))
+        slopes.append(torch.cat([g.flatten() for g in gradients(model, values[-1])]))
+        decoded = torch.ones_like(x, requires_grad=True)
+        integral = torch.ones(len(x), 2, dtype=DTYPE)
+        alone = model.likelihood.log_prob(decoded, x.where(mask, stuff), mask, integral)
+        values.append(alone)
+        slopes += torch.autograd.grad(alone.sum(), decoded)
+    for found in (values, slopes):
+        assert torch.equal(found[0], found[2])
+        assert torch.equal(found[1], found[3])
+        assert all(bool(torch.isfinite(each).all()) for each in found)
+
+
 @pytest.mark.parametrize("junk", JUNK)
 def test_a_gradient_to_the_data_is_zero_where_nothing_was_seen(junk: float) -> None:
     """And finite where something was."""
@@ -52,28 +97,65 @@ def test_a_gradient_to_the_data_is_zero_where_nothing_was_seen(junk: float) -> N
 
 @pytest.mark.parametrize("junk", JUNK)
 @pytest.mark.parametrize("gaps", [False, True])
-def test_junk_under_the_mask_does_not_reach_a_recurrent_model(junk: float, gaps: bool) -> None:
-    """The same for the baselines."""
+@pytest.mark.parametrize("cell", ["rnn", "gru"])
+def test_junk_under_the_mask_does_not_reach_a_recurrent_model(
+    junk: float, gaps: bool, cell: Cell
+) -> None:
+    """The same for the baselines: density, forecast, and what lies in between."""
     torch.manual_seed(0)
-    model = RecurrentModel(2, Gaussian(0.3), 5, gaps=gaps).to(DTYPE)
+    model = RecurrentModel(2, Gaussian(0.3), 5, gaps=gaps, cell=cell).to(DTYPE)
     x, t, mask = irregular()
     mask[:, :2] = True
-    clean = model.log_prob(x.where(mask, 0.0), t, mask).sum()
-    dirty = model.log_prob(x.where(mask, junk), t, mask).sum()
-    assert torch.equal(clean, dirty)
-    pairs = zip(gradients(model, clean), gradients(model, dirty), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    mask[1, 4:] = False
+    rows, at = mask.any(dim=2), torch.tensor([2.0, 2.5], dtype=DTYPE)
+    found: list[list[Tensor]] = []
+    for stuff in (0.0, junk):
+        data = x.where(mask, stuff), t.where(rows, stuff), mask
+        parts = [model.log_prob(*data), model.predict(*data, at=at), model.between(*data, at=at)]
+        found.append([*parts, *gradients(model, torch.cat([p.flatten() for p in parts]).sum())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert all(bool(torch.isfinite(each).all()) for each in found[1])
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_padding_changes_nothing(encoder: str) -> None:
-    """A series alone and the same one beside a longer one have the same posterior and bound."""
+def test_padding_changes_no_posterior(encoder: str) -> None:
+    """A series alone and the same one beside a longer one have the same."""
     model, (x, t, mask) = small_model(encoder), irregular()
     mask[1, 3:] = False
     together = model.posterior(x, t, mask)
     alone = model.posterior(x[1:2, :3], t[1:2, :3], mask[1:2, :3])
     torch.testing.assert_close(together.mean[1:2], alone.mean, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(together.stddev[1:2], alone.stddev, rtol=1e-12, atol=1e-12)
+
+
+EACH = [(encoder, "gaussian", "per_sample") for encoder in ENCODERS]
+EACH += [("gru", likelihood, "per_sample") for likelihood in LIKELIHOODS]
+EACH += [("gru", "joint", "shared"), ("ode-rnn", "poisson", "shared")]
+
+
+@pytest.mark.parametrize(("encoder", "likelihood", "coupling"), EACH)
+def test_ragged_series_have_the_bounds_and_gradients_that_each_has_alone(
+    encoder: str, likelihood: str, coupling: Coupling
+) -> None:
+    """Padded side by side, with times of their own in other numbers, down to one observation."""
+    solver = Solver(rtol=1e-9, atol=1e-9, coupling=coupling)
+    model = without_noise(small_model(encoder, LIKELIHOODS[likelihood](), solver=solver))
+    x, t, mask = irregular()
+    lengths = (6, 1, 4, 3)
+    series = [(x[b, :n].gt(0).to(DTYPE), t[b, :n]) for b, n in enumerate(lengths)]
+    padded, times, _ = pad([t for _, t in series], [x for x, _ in series])
+    together = elbo(model, padded, times, mask & (times > 0).unsqueeze(-1)).value()
+    alone = torch.cat(
+        [
+            elbo(model, x.unsqueeze(0), t.unsqueeze(0), mask[b : b + 1, : len(t)]).value()
+            for b, (x, t) in enumerate(series)
+        ]
+    )
+    torch.testing.assert_close(together, alone, rtol=1e-7, atol=1e-7)
+    found, wanted = (
+        torch.cat([g.flatten() for g in gradients(model, v.sum())]) for v in (together, alone)
+    )
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-6 * wanted.norm().item())
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

@@ -15,6 +15,9 @@ T = torch.tensor([0.0, 1.0, 2.0])
 @pytest.mark.parametrize(
     ("x", "t", "mask", "words"),
     [
+        (X.tolist(), T, None, "`x` must be a tensor, got list"),
+        (X, T.tolist(), None, "`t` must be a tensor, got list"),
+        (X, T, [[True] * 3] * 2, "`mask` must be a tensor, got list"),
         (torch.zeros(2, 3), T, None, "floating \\[B, T, D\\]"),
         (torch.zeros(2, 3, 1, dtype=torch.int64), T, None, "floating"),
         (torch.zeros(2, 0, 1), T[:0], None, "with elements"),
@@ -73,6 +76,22 @@ def test_ragged_series_are_padded_at_the_end() -> None:
     assert data.counts.tolist() == [3, 1]
     with pytest.raises(InvalidProblem, match="series 1 must have times"):
         pad([T, T], [torch.ones(3, 2), torch.ones(2, 2)])
+    with pytest.raises(InvalidProblem, match="`times\\[0\\]` must be a tensor, got list"):
+        pad([[0.0]], [torch.ones(1, 2)])  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("t", "x"),
+    [
+        (T, torch.ones(3, 1)),
+        (T, torch.ones(3, 2, dtype=torch.float64)),
+        (T.double(), torch.ones(3, 2)),
+    ],
+)
+def test_ragged_series_of_several_kinds_are_refused(t: torch.Tensor, x: torch.Tensor) -> None:
+    """Of other features, or of another dtype, which would be rounded in silence."""
+    with pytest.raises(InvalidProblem, match=r"series 1 must be as series 0, torch.float32 of 2"):
+        pad([T, t], [torch.ones(3, 2), x])
 
 
 @pytest.mark.parametrize("kind", ["all", "rows", "values", "every value"])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ctflow import InvalidProblem, ODEProblem, Solution, Solver
 from ctflow.backends import Backend, Feature, get
+from ctflow.backends.places import tensors_in
 from ctflow.latent import Gaussian, Joint, LatentODE, PoissonProcess, RNNEncoder, elbo, pad
 from tests.latent.parts import DTYPE, small_model
 
@@ -22,6 +23,7 @@ class Counting:
 
     inner: Backend = field(default_factory=lambda: get("native"))
     solves: list[Solver] = field(default_factory=list, compare=False)
+    problems: list[ODEProblem] = field(default_factory=list, compare=False)
     name: str = "counting"
 
     @property
@@ -33,6 +35,7 @@ class Counting:
 
     def solve(self, problem: ODEProblem, solver: Solver) -> Solution:
         self.solves.append(solver)
+        self.problems.append(problem)
         return self.inner.solve(problem, solver)
 
 
@@ -54,6 +57,17 @@ def test_path_and_integral_come_from_one_call_of_the_solver() -> None:
     inside = (t < 0.5) | (t > 0.7)
     elbo(model, x, t, mask & inside, n_samples=3).value().sum().backward()
     assert len(backend.solves) == 1
+
+
+def test_the_solver_is_handed_decoder_and_rate_and_not_the_model() -> None:
+    """What changes in it with every solve is no part of the problem: compiled programs are kept."""
+    backend = Counting()
+    model = small_model(likelihood=PoissonProcess((0.0, 2.0)), solver=Solver(backend=backend))
+    elbo(model, *events())
+    (problem,) = backend.problems
+    reached = {id(tensor) for tensor, _ in tensors_in(problem.f, problem.running_cost)}
+    assert {id(p) for p in model.decoder.parameters()} <= reached  # pyright: ignore[reportFunctionMemberAccess]
+    assert not {id(p) for p in model.encoder.parameters()} & reached  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @pytest.mark.parametrize("coupling", ["per_sample", "shared"])
@@ -108,11 +122,14 @@ def test_values_and_events_in_one_model() -> None:
     assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
 
 
-@pytest.mark.parametrize("backend", ["native", "torchdiffeq"])
+COMPILED = pytest.param("compiled", marks=[pytest.mark.compiler, pytest.mark.slow])
+
+
+@pytest.mark.parametrize("backend", ["native", "torchdiffeq", COMPILED])
 @pytest.mark.parametrize("gradient", ["direct", "adjoint"])
 def test_gradients_do_not_depend_on_who_solves(backend: str, gradient: str) -> None:
     """The integral's gradient reaches encoder, field and rate alike."""
-    pytest.importorskip(backend if backend != "native" else "torch")
+    pytest.importorskip("torchdiffeq" if backend == "torchdiffeq" else "torch")
 
     def found(settings: Solver) -> Tensor:
         model = small_model(likelihood=PoissonProcess((0.0, 2.0)), solver=settings)

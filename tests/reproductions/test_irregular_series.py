@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from ctflow.cli.checkout import load_script
 from ctflow.errors import CtflowError
 from ctflow.latent import Gaussian, RecurrentModel
 
-script = load_script(Path(__file__).parents[2], "irregular_series")
+ROOT = Path(__file__).parents[2]
+script = load_script(ROOT, "irregular_series")
 
 
 def split(name: str) -> Split:
@@ -32,6 +34,27 @@ def test_the_smoke_preset_writes_its_files(tmp_path: Path) -> None:
     assert {row["model"] for row in record["rows"]} == {*MODELS, *INTERPOLANTS}
     assert {row["task"] for row in record["rows"]} == {"in between", "after", "class"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["smoke.json", "smoke.png"]
+
+
+def test_the_committed_result_has_every_contestant_on_both_sets() -> None:
+    """In between and after, at 10 to 50 %; the documented table is that of the result."""
+    folder = ROOT / "reproductions" / "results" / "irregular_series"
+    record = json.loads((folder / "full.json").read_text())
+    values = {(r["data"], r["task"], r["model"]): r["values"] for r in record["rows"]}
+    names = (*INTERPOLANTS, *MODELS)
+    wanted = {(d, task, m) for d in ("co2", "vowels") for task in script.TASKS for m in names}
+    assert values.keys() == wanted | {("vowels", "class", m) for m in MODELS}
+    assert record["config"]["shares"] == [0.1, 0.2, 0.3, 0.5]
+    columns = [(d, task) for d in ("co2", "vowels") for task in script.TASKS]
+    columns.append(("vowels", "class"))
+    documented = (ROOT / "docs" / "latent.md").read_text()
+    for model in names:
+        cells = [
+            "-" if (*column, model) not in values
+            else ", ".join(f"{values[(*column, model)][k]:.2f}" for k in (0, -1))
+            for column in columns
+        ]  # fmt: skip
+        assert f"| {model} | {' | '.join(cells)} |" in documented
 
 
 def test_a_set_that_does_not_exist_is_refused() -> None:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
-from ctflow.backends.captures import Captures, sequence_number
+from ctflow.backends.captures import Captures, boundary, sequence_number
 from ctflow.backends.protocol import Feature, Solver
 from ctflow.backends.torchsde.adjoint import Inner, attach
-from ctflow.backends.torchsde.brownian import brownian_path
-from ctflow.backends.torchsde.dynamics import Dynamics
+from ctflow.backends.torchsde.brownian import brownian_path, covers
+from ctflow.backends.torchsde.dynamics import Dynamics, Inspect
 from ctflow.backends.torchsde.library import sdeint
 from ctflow.backends.torchsde.plan import complete, keywords, quiet, reasons, record
 from ctflow.backends.torchsde.schemes import SCHEMES
 from ctflow.backends.torchsde.tally import Stopped, Tally, Watched
 from ctflow.errors import InvalidProblem, Unsupported
-from ctflow.sde import SDEProblem
+from ctflow.sde import BrownianPath, SDEProblem
 from ctflow.solution import Counts, Solution, Stats, Status
 from ctflow.transforms import untraced
 
@@ -80,8 +82,14 @@ class TorchsdeBackend:
         found = reasons(problem, solver)
         if found:
             raise Unsupported(f"backend 'torchsde' cannot do this: {'; '.join(found)}.")
+        try:
+            return self._once(problem, solver, recorded=False)
+        except _Late:
+            return self._once(problem, solver, recorded=True)
+
+    def _once(self, problem: SDEProblem, solver: Solver, *, recorded: bool) -> Solution:
         tally = Tally(solver.step is None, solver.max_steps, float(problem.t[0]))
-        run = _Run(problem, solver, Dynamics(problem, tally), tally)
+        run = _Run(problem, solver, Dynamics(problem, tally), tally, recorded)
         out, unfinished = run()
         backward = Counts.zeros(1) if solver.gradient == "direct" else None
         trace = tuple(torch.tensor([t], dtype=torch.float64) for t in tally.trace)
@@ -91,14 +99,19 @@ class TorchsdeBackend:
         return Solution(problem.t, out, status, stats, tally.stops())
 
 
+class _Late(Exception):
+    """A solve that seemed to want no gradient reached a tensor that does."""
+
+
 @dataclass(frozen=True)
 class _Run:
-    """One solve."""
+    """One solve; `recorded` if autograd is to follow it whatever the first evaluation reached."""
 
     problem: SDEProblem
     solver: Solver
     dynamics: Dynamics
     tally: Tally
+    recorded: bool
 
     def __call__(self) -> tuple[Tensor, list[Stats]]:
         """States, differentiable where anything wants a gradient, and whose statistics are open."""
@@ -111,14 +124,17 @@ class _Run:
         except Stopped:
             return self._nothing(), []
         watched = self._watched()
-        if not wanted or self.solver.gradient == "direct":
+        if not wanted:
             return self._complete(lambda: self._plain(watched)), []
+        if self.solver.gradient == "direct":
+            others = any(x is not leaf for x in boundary(reached, marker))
+            if self.recorded or problem.y0.requires_grad or others:
+                return self._complete(lambda: self._plain(watched)), []
+            return self._unrecorded(watched, _begin_again), []
         captures = Captures(dynamics.both, dynamics.field)
         captures.discover(reached, leaf, marker)
         if not (problem.y0.requires_grad or captures.inputs):
-            out = self._complete(lambda: self._plain(watched))
-            captures.recheck_none(out)
-            return out, []
+            return self._unrecorded(watched, partial(_refuse_for_adjoint, captures)), []
         with captures.cut() as leaves, torch.enable_grad():
             start = problem.y0.detach().requires_grad_()
             inner = Inner(problem, self.solver, dynamics, watched, start, leaves)
@@ -128,6 +144,12 @@ class _Run:
             return out, []
         inner.out = out
         return attach(inner, problem.y0, captures), inner.stats
+
+    @torch.no_grad()
+    def _unrecorded(self, watched: Watched, refuse: Inspect) -> Tensor:
+        """A solve that nothing wants a gradient of: schemes that differentiate g would keep all."""
+        self.dynamics.watch = refuse
+        return self._complete(lambda: self._plain(watched))
 
     def _watched(self) -> Watched:
         problem, m = self.problem, self.dynamics.n_noises
@@ -143,12 +165,30 @@ class _Run:
                 like=problem.y0,
                 levy_area=levy[0] if levy else "none",
             )
-        elif path.shape[1] != m:
+        else:
+            self._check(path, m)
+        return Watched(path, self.tally, self.problem.y0)
+
+    def _check(self, path: BrownianPath, m: int) -> None:
+        """Refuse a path that would be read beyond what it knows."""
+        problem = self.problem
+        t0, t1 = float(problem.t[0]), float(problem.t[-1])
+        if path.shape[1] != m:
             raise InvalidProblem(
                 f"`path` must have a Brownian motion for each of the diffusion's {m}, got shape "
                 f"{list(path.shape)}. Make one of shape [{len(problem.y0)}, {m}]."
             )
-        return Watched(path, self.tally)
+        if not covers(path, t0, t1):
+            raise InvalidProblem(
+                f"`path` must cover the times from {t0:g} to {t1:g}, got one on "
+                f"{list(getattr(path, 'ends', ()))}. Make one that is as long."
+            )
+        dtype = getattr(path, "dtype", problem.y0.dtype)
+        if dtype != problem.y0.dtype:
+            raise InvalidProblem(
+                f"`path` must have the dtype of `y0`, {problem.y0.dtype}, got {dtype}. Make it "
+                "with like=y0."
+            )
 
     def _plain(self, watched: Watched) -> Tensor:
         with quiet():
@@ -178,3 +218,22 @@ class _Run:
         y0 = self.problem.y0.detach()
         missing = y0.new_full((len(self.problem.t) - 1, *y0.shape), torch.nan)
         return torch.cat([y0.unsqueeze(0), missing])
+
+
+def _begin_again(value: Tensor, y: Tensor, marker: int, t: Tensor) -> None:  # noqa: ARG001
+    """Leave an unrecorded solve that reached a tensor which wants a gradient.
+
+    Raises:
+        _Late: If it did.
+    """
+    edge = get_gradient_edge(y) if y.grad_fn is not None else None
+    for reached in boundary(value, marker):
+        if reached is not y and (edge is None or reached != (edge.node, edge.output_nr)):
+            raise _Late
+
+
+def _refuse_for_adjoint(
+    captures: Captures, value: Tensor, y: Tensor, marker: int, t: Tensor
+) -> None:
+    """Refuse it, where the adjoint would lose the gradient."""
+    captures.recheck(value, y, marker, (), t)

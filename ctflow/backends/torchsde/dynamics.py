@@ -47,6 +47,7 @@ class Dynamics:
         both: The problem without its noise, for `Captures`.
         field: Holds `args`, which `Captures` replaces in the backward pass.
         inspect: Called after each evaluation that has a graph.
+        watch: The same for a solve that is not recorded: each evaluation gets a graph for it.
         n_noises: Brownian motions of each sample, known once `probe` was called.
     """
 
@@ -57,6 +58,7 @@ class Dynamics:
         self.field = Field(self.both, Layout.of(problem.y0, per_sample=False))
         self.tally = tally
         self.inspect: Inspect | None = None
+        self.watch: Inspect | None = None
         self._problem = problem
         self.n_noises = 0
 
@@ -74,8 +76,11 @@ class Dynamics:
         time = t.detach().to(y.dtype)
         has_args = self._problem.args is not None
         call = in_this_thread(call, y.device)
-        value = call(time, y, self.field.args) if has_args else call(time, y)
+        with torch.set_grad_enabled(self.watch is not None or torch.is_grad_enabled()):
+            value = call(time, y, self.field.args) if has_args else call(time, y)
         self._check(name, value, y)
+        if self.watch is not None:
+            self.watch(value, y, marker, time)
         if self.inspect is not None and torch.is_grad_enabled():
             self.inspect(value, y, marker, time)
         if not bool(torch.isfinite(value.detach()).all()):

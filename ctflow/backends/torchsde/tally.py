@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ctflow.backends.torchsde.brownian import levy_area_of
+from ctflow.errors import InvalidProblem
 from ctflow.solution import Counts, Status, Stop
 
 __all__ = ["Stopped", "Tally", "Watched"]
@@ -94,19 +97,32 @@ class Watched:
     """A Brownian path that tells a tally what is asked of it.
 
     Args:
-        path: torchsde's.
+        path: One of `brownian_path`, or of the user's own, which need not know torchsde's names.
         tally: Of the solve under way; may be replaced.
+        y0: Whose dtype and device the increments must have.
+
+    Raises:
+        InvalidProblem: When called, if a path of the user's own returns something else.
     """
 
-    def __init__(self, path: Any, tally: Tally) -> None:  # noqa: ANN401
+    def __init__(self, path: Any, tally: Tally, y0: Tensor) -> None:  # noqa: ANN401
         self._path = path
         self.tally = tally
-        self.shape: tuple[int, ...] = path.shape
-        self.dtype: torch.dtype = path.dtype
-        self.device: torch.device = path.device
-        self.levy_area_approximation: str = path.levy_area_approximation
+        self.shape: tuple[int, ...] = tuple(path.shape)
+        self.dtype: torch.dtype = y0.dtype
+        self.device: torch.device = y0.device
+        self.levy_area_approximation = levy_area_of(path)
 
     def __call__(self, ta: Any, tb: Any, return_U: bool = False, return_A: bool = False) -> Any:  # noqa: ANN401
         """The increment, under torchsde's names."""
         self.tally.ask(float(ta), float(tb))
-        return self._path(ta, tb, return_U=return_U, return_A=return_A)
+        if return_U or return_A:  # only of a path that says it has them
+            return self._path(ta, tb, return_U=return_U, return_A=return_A)
+        found = self._path(ta, tb)
+        if not isinstance(found, Tensor) or (found.shape, found.dtype) != (self.shape, self.dtype):
+            got = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else found
+            raise InvalidProblem(
+                f"`path` must return {self.dtype} {list(self.shape)}, got {got!s:.80}. Return "
+                "W(tb) - W(ta)."
+            )
+        return found

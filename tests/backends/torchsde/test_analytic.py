@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctflow import Solver, sdeint, solve_sde
+from ctflow import SDEProblem, Solver, sdeint, solve_sde
+from ctflow.backends.protocol import Gradient
+from ctflow.backends.torchsde import brownian_path
 from ctflow.backends.torchsde.schemes import SCHEMES
+from ctflow.sde import Calculus
 from tests.backends.torchsde.equations import (
     DRIFT,
     DTYPE,
@@ -61,6 +64,44 @@ def test_the_slope_tells_euler_from_milstein() -> None:
             errors.append(error.abs().mean().item())
         slopes.append(float(np.polyfit(np.log(STEPS), np.log(errors), 1)[0]))
     assert slopes == pytest.approx([0.5, 1.0], abs=0.12)
+
+
+TURNS = torch.tensor(
+    [[[0.0, 0.5], [-0.5, 0.0]], [[0.4, 0.0], [0.0, -0.4]], [[0.0, 0.3], [0.3, 0.0]]], dtype=DTYPE
+)
+
+
+def _mix(t: Tensor, y: Tensor) -> Tensor:
+    """Two variables, three Brownian motions whose parts do not commute."""
+    return torch.einsum("mij,bj->bim", TURNS, y)
+
+
+@pytest.mark.parametrize(
+    ("method", "calculus"),
+    [
+        ("euler", "ito"),
+        *[(m, "stratonovich") for m, s in SCHEMES.items() if "stratonovich" in s.calculi
+          and "general" in s.noises],
+    ],
+)  # fmt: skip
+def test_noise_that_does_not_commute_has_strong_order_one_half(
+    method: str, calculus: Calculus
+) -> None:
+    """Between each step and a quarter of it, as there is no closed form; log_ode is better."""
+    levy = SCHEMES[method].levy
+    path = brownian_path(0.0, 1.0, (400, 3), 1, like=TURNS, levy_area=levy[0] if levy else "none")
+    ys = []
+    for step in (2.0**-k for k in (8, 7, 6, 5, 4, 3, 2)):
+        problem = SDEProblem(
+            lambda t, y: torch.roll(y, 1, dims=1) * 0.3, _mix, torch.ones(400, 2, dtype=DTYPE),
+            torch.tensor([0.0, 1.0], dtype=DTYPE), noise="general", calculus=calculus, path=path,
+        )  # fmt: skip
+        ys.append(solve_sde(problem, Solver("torchsde", method, step=step)).y[-1])
+    pairs = zip(ys[2:], ys[:-2], strict=True)
+    errors = [(a - b).norm(dim=1).mean().item() for a, b in pairs]
+    slope = float(np.polyfit(range(len(errors)), np.log2(errors), 1)[0])
+    assert slope > 0.35
+    assert method == "log_ode" or slope < 0.65
 
 
 ADAPTIVE = [
@@ -140,6 +181,28 @@ def test_gradients_of_a_mean_are_right_within_monte_carlo_error(
     spread = mean * math.sqrt(math.exp(m * VOLATILITY**2) * (1 + m) / n)  # of W y, the widest
     for value, wanted in zip(found, (mean, by_volatility, mean), strict=True):
         assert value.item() == pytest.approx(wanted, abs=5 * spread + 0.02)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "adjoint"])
+@pytest.mark.parametrize(
+    ("name", "method"), [("ito diagonal", "milstein"), ("stratonovich general", "heun")]
+)
+def test_gradients_under_adaptive_steps_are_those_of_the_path(
+    name: str, method: str, gradient: Gradient
+) -> None:
+    """Of geometric Brownian motion, path by path: d y / d drift = y, and d y / d y0 = y / y0."""
+    equation, n = EQUATIONS[name], 30
+    path = path_for(equation, n, seed=7)
+    drift = torch.tensor(DRIFT, dtype=DTYPE, requires_grad=True)
+    y0 = torch.linspace(0.5, 1.5, n, dtype=DTYPE).unsqueeze(1).requires_grad_()
+    solver = Solver("torchsde", method, rtol=2e-3, atol=2e-3, gradient=gradient)
+    made = equation._replace(f=lambda t, y: drift * y)
+    y = solve_sde(made.problem(y0, path), solver).y[-1]
+    by_drift, by_start = torch.autograd.grad(y.sum(), (drift, y0))
+    exact = equation.exact(y0.detach(), path(0.0, 1.0))
+    assert by_drift.item() == pytest.approx(exact.sum().item(), rel=0.02)
+    wanted = exact / y0.detach()
+    assert ((by_start - wanted).norm() / wanted.norm()).item() < 0.03
 
 
 def gradients(name: str, method: str, step: float, gradient: str) -> Tensor:

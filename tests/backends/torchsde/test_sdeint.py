@@ -1,4 +1,4 @@
-"""What `sdeint` promises beside numbers: seeds, captured tensors, errors, failures, statistics."""
+"""What `sdeint` promises beside numbers: seeds, errors, failures, statistics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from ctflow import (
     sdeint,
     solve_sde,
 )
-from ctflow.backends.torchsde import brownian_path
+from ctflow.backends.protocol import Gradient
+from ctflow.sde import Calculus, Noise
 
 Y0 = torch.ones(3, 2)
 STEP = Solver("torchsde", step=0.1)
@@ -65,63 +66,6 @@ def test_samples_have_noise_of_their_own() -> None:
     assert len(y.flatten().unique()) == 6
 
 
-@pytest.mark.parametrize("gradient", ["direct", "adjoint"])
-def test_tensors_that_drift_and_diffusion_capture_get_their_gradients(gradient: str) -> None:
-    """A parameter, a computed tensor in a closure, one in args: as by hand, without noise."""
-    parameter = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
-    base = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
-    computed, given = base.exp(), torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-
-    def drift(t: Tensor, y: Tensor, args: Tensor) -> Tensor:
-        return (parameter * computed + args) * y
-
-    def still(t: Tensor, y: Tensor, args: Tensor) -> Tensor:
-        return 0.0 * computed * y
-
-    y0 = torch.ones(2, 1, dtype=torch.float64)
-    solver = Solver("torchsde", "milstein", step=5e-3, gradient=gradient)  # pyright: ignore[reportArgumentType]
-    y = sdeint(drift, still, y0, [0.0, 1.0], args=given, seed=0, solver=solver)[-1].sum()
-    found = torch.stack(torch.autograd.grad(y, (parameter, base, given)))
-    e = computed.detach()
-    total = 2 * torch.exp(parameter.detach() * e + given.detach())
-    wanted = total * torch.stack([e, parameter.detach() * e, torch.ones_like(e)])
-    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=0.0)  # of order 1 in the step
-
-
-class Hidden:
-    """Keeps a tensor where no search finds it."""
-
-    __slots__ = ("tensor",)
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
-def test_a_captured_tensor_that_cannot_be_found_is_refused() -> None:
-    """Its gradient would be lost; through the steps themselves it is not."""
-    base = torch.tensor(0.5, requires_grad=True)
-    hidden = Hidden(base * 2)
-
-    def drift(t: Tensor, y: Tensor) -> Tensor:
-        return -hidden.tensor * y
-
-    lost = Solver("torchsde", "milstein", step=0.1, gradient="adjoint")
-    with pytest.raises(Unsupported, match="its gradient would be lost"):
-        sdeint(drift, shake, Y0, [0.0, 1.0], seed=0, solver=lost)
-    sdeint(drift, shake, Y0, [0.0, 1.0], seed=0, solver=STEP)[-1].sum().backward()
-    assert base.grad is not None
-
-
-def test_a_second_derivative_of_the_adjoint_is_refused() -> None:
-    """It would be wrong in silence."""
-    y0 = torch.ones(2, 1, requires_grad=True)
-    solver = Solver("torchsde", "milstein", step=0.1, gradient="adjoint")
-    y = sdeint(shrink, lambda t, y: 0.3 * y.sin(), y0, [0.0, 1.0], seed=0, solver=solver)
-    (g,) = torch.autograd.grad(y.sum(), y0, create_graph=True)
-    with pytest.raises(Unsupported, match="second time"):
-        g.sum().backward()
-
-
 PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"y0": torch.ones(3)}, "must be \\[B, D\\]"),
     ({"y0": torch.full((3, 2), torch.nan)}, "must be finite"),
@@ -129,6 +73,9 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"t": [0.0, 0.0]}, "strictly monotone"),
     ({"t": torch.tensor([0.0, 1.0], requires_grad=True)}, "want no gradient"),
     ({"g": 3.0}, "`g` must be callable"),
+    ({"g": lambda y: y}, "`g` must be callable as"),
+    ({"y0": (torch.ones(3, 2), torch.ones(3, 2))}, "real tensor \\[B, D\\], got tuple"),
+    ({"y0": torch.ones(3, 2, dtype=torch.complex64)}, "real tensor .*got torch.complex64"),
     ({"f": lambda y: y}, "`f` must be callable as"),
     ({"noise": "white"}, "`noise` must be one of"),
     ({"calculus": "malliavin"}, "`calculus` must be one of"),
@@ -198,22 +145,6 @@ def test_backends_of_ordinary_equations_are_refused_by_name() -> None:
             sdeint(shrink, shake, Y0, [0.0, 1.0], solver=name)
 
 
-def test_paths_that_do_not_fit_are_refused() -> None:
-    """In batch, in width, in Levy area, and beside a seed."""
-    ends = [0.0, 1.0]
-    narrow = brownian_path(0.0, 1.0, (4, 2), 0)
-    with pytest.raises(InvalidProblem, match=r"of shape \[3, M\]"):
-        SDEProblem(shrink, shake, Y0, ends, path=narrow)  # pyright: ignore[reportArgumentType]
-    wide = SDEProblem(shrink, shake, Y0, ends, path=brownian_path(0.0, 1.0, (3, 5), 0))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(InvalidProblem, match="each of the diffusion's 2"):
-        solve_sde(wide, Solver("torchsde", "milstein", step=0.1))
-    path = brownian_path(0.0, 1.0, (3, 2), 0)
-    with pytest.raises(Unsupported, match="levy_area='space-time'"):
-        solve_sde(SDEProblem(shrink, shake, Y0, ends, path=path), STEP)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(InvalidProblem, match="exclude each other"):
-        SDEProblem(shrink, shake, Y0, ends, seed=0, path=path)  # pyright: ignore[reportArgumentType]
-
-
 FAILURES: list[tuple[Any, Solver, str]] = [
     (lambda t, y: y**3, Solver("torchsde", "milstein", step=0.1), "NON_FINITE"),
     (lambda t, y: y**3, Solver("torchsde", "milstein"), "NON_FINITE|STEP_TOO_SMALL|MAX_STEPS"),
@@ -258,6 +189,36 @@ def test_no_gradient_is_recorded_where_none_is_wanted() -> None:
         with mode():
             y = sdeint(lambda t, y: -theta * y, shake, Y0, [0.0, 1.0], seed=0, solver=STEP)
         assert not y.requires_grad
+
+
+DIFFERENTIATING = [
+    ("milstein", "diagonal", "ito"),
+    ("milstein", "scalar", "stratonovich"),
+    ("log_ode", "general", "stratonovich"),
+    ("srk", "diagonal", "ito"),
+]
+
+
+@pytest.mark.parametrize("gradient", ["direct", "adjoint"])
+@pytest.mark.parametrize(("method", "noise", "calculus"), DIFFERENTIATING)
+def test_a_result_has_no_graph_where_nothing_wants_a_gradient(
+    method: str, noise: Noise, calculus: Calculus, gradient: Gradient
+) -> None:
+    """Of schemes that differentiate the diffusion too; the numbers are those of a recorded one."""
+    solver = Solver("torchsde", method, step=0.125, gradient=gradient)
+
+    def diffusion(t: Tensor, y: Tensor) -> Tensor:
+        return 0.3 * y.sin() if noise == "diagonal" else 0.3 * y.sin().unsqueeze(-1)
+
+    def solved(y0: Tensor) -> Tensor:
+        return sdeint(
+            shrink, diffusion, y0, [0.0, 1.0], noise=noise, calculus=calculus, seed=0, solver=solver
+        )
+
+    y, recorded = solved(Y0), solved(Y0.clone().requires_grad_())
+    assert not y.requires_grad
+    assert recorded.requires_grad
+    assert torch.equal(y, recorded.detach())
 
 
 def test_torchsde_is_imported_only_when_it_is_named() -> None:
