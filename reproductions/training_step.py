@@ -143,8 +143,6 @@ def run(config: Config, console: Console) -> dict[str, object]:
         peaks = list(peaks_of(config))
     bands = list(bands_of(config, paces, peaks)) if config.claims else []
     console.print(table_of(paces), highlight=False)
-    whole = ratio(paces, config, "network")
-    console.print(f"whole network: {PEER}'s time over ours {whole:.3g} (no band)", highlight=False)
     for each in peaks:
         kib = ", ".join(f"{value:.0f}" for value in each.kib)
         console.print(f"{each.gradient}: steps {each.steps}, peak KiB {kib}", highlight=False)
@@ -152,7 +150,6 @@ def run(config: Config, console: Console) -> dict[str, object]:
     record = {
         "config": {key: value for key, value in asdict(config).items() if key != "results"},
         "environment": environment(),
-        "ratio_network": whole,
         "paces": [asdict(each) for each in paces],
         "memory": [asdict(each) for each in peaks],
         "bands": [band.record() for band in bands],
@@ -283,9 +280,9 @@ def _able(backend: str, gradient: str) -> bool:
 def bands_of(config: Config, paces: Sequence[Pace], peaks: Sequence[Peaks]) -> Iterator[Band]:
     """What is claimed of time, of how right the gradient is, and of memory."""
     if config.faster is not None and config.backend == "native":
-        faster = ratio(paces, config, "block")
-        name = f"{PEER}'s time of a training step of the block over ours"
-        yield Band(name, faster, low=config.faster)
+        for part in PARTS:
+            name = f"{PEER}'s time of a training step of the {part} over ours"
+            yield Band(name, ratio(paces, config, part), low=config.faster)
         ours, theirs = (fastest(paces, name, "block") for name in (config.backend, PEER))
         yield Band(f"error of our gradient over {PEER}'s", ours.error / theirs.error, high=1.5)
     by_gradient: Mapping[str, Peaks] = {each.gradient: each for each in peaks}
