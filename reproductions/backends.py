@@ -81,7 +81,7 @@ PRESETS = {
     "full": Config(
         "full",
         data="mnist-10000",
-        recipe=Recipe(10, batch=50, learning_rate=1e-2, crop=1),
+        recipe=Recipe(20, batch=50, learning_rate=1e-2, crop=1),
         error=5.0,
         keep=True,
     ),

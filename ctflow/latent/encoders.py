@@ -11,6 +11,7 @@ from torch.distributions import Normal
 
 from ctflow.errors import InvalidProblem
 from ctflow.latent.observations import Observations, picked
+from ctflow.latent.recurrence import states_of
 
 __all__ = [
     "Cell",
@@ -123,7 +124,7 @@ class RNNEncoder(nn.Module):
         data.require_some()
         steps, gaps = reversed_steps(data, t0)
         inputs = torch.cat([steps, gaps], dim=-1) if self.gaps else steps
-        states, _ = self.recurrence(inputs)
+        states = states_of(self.recurrence, inputs)
         last = (data.counts - 1).reshape(-1, 1, 1).expand(-1, 1, states.shape[2])
         return self.head(states.gather(1, last).squeeze(1))
 
