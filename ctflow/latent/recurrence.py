@@ -15,6 +15,7 @@ from ctflow.transforms import bare
 
 __all__ = ["states_of"]
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _TANH_BACKWARD = torch.ops.aten.tanh_backward.grad_input
 
 
@@ -45,11 +46,8 @@ def _is_plain(recurrence: nn.RNNBase) -> bool:
 
 def _is_bare(recurrence: nn.Module) -> bool:
     """Whether nobody would notice that the module itself is not called."""
-    hooks: tuple[Any, ...] = (
-        recurrence._forward_hooks, recurrence._forward_pre_hooks,
-        recurrence._backward_hooks, recurrence._backward_pre_hooks,
-    )  # fmt: skip
-    return bare() and not any(hooks) and not torch.is_autocast_enabled("cpu")
+    hooked = any(vars(recurrence)[name] for name in _HOOKS)
+    return bare() and not hooked and not torch.is_autocast_enabled("cpu")
 
 
 class _Recurrence(torch.autograd.Function):
@@ -74,7 +72,8 @@ class _Recurrence(torch.autograd.Function):
         return states.transpose(0, 1)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
+        (g,) = gradients
         x, w_x, w_h, b_x, b_h, states = ctx.saved_tensors
         if torch.is_grad_enabled():  # this derivative will be differentiated itself
             return _by_autograd((x, w_x, w_h, b_x, b_h), g, ctx.needs_input_grad)

@@ -59,7 +59,7 @@ REPRODUCTIONS = (
         "the adjoint state, with its jumps at the observations",
         "Gradients come from a second ODE, solved backwards in time. Where the loss looks at"
         " the state, the adjoint jumps by the loss's derivative there.",
-        {"quick": 0.2},
+        {"quick": 0.2, "full": 0.5},
         ("figure2", "figure_2"),
     ),
     Reproduction(
@@ -173,7 +173,7 @@ REPRODUCTIONS = (
         "when the adjoint is wrong, and whether it says so",
         "Solving the state backwards may add error where trajectories part from each other; the"
         " paper did not find it to matter in practice.",
-        {"quick": 0.7},
+        {"quick": 0.7, "full": 2},
     ),
     Reproduction(
         "tolerance",
@@ -189,7 +189,7 @@ REPRODUCTIONS = (
         "an ODE-Net learns real digits, and every backend solves and differentiates it",
         "The paper has no number for these digits; what is shown is that every backend and"
         " gradient method agree on the same weights.",
-        {"quick": 0.9},
+        {"quick": 0.9, "full": 2},
     ),
     Reproduction(
         "backends",
@@ -204,7 +204,7 @@ REPRODUCTIONS = (
         _BEYOND,
         "a training step of the paper's ODE-Net beside torchdiffeq's",
         "The paper compares no libraries; the band is ours.",
-        {"quick": 2},
+        {"quick": 2, "full": 4},
         alone=True,
     ),
     Reproduction(
@@ -220,7 +220,7 @@ REPRODUCTIONS = (
         _BEYOND,
         "a training step of a flow beside torchdiffeq and zuko",
         "The paper compares no libraries; the band is ours.",
-        {"quick": 3.5},
+        {"quick": 3.5, "full": 4},
     ),
     Reproduction(
         "latent_ode_speed",
@@ -292,14 +292,14 @@ REPRODUCTIONS = (
         "digits in 64 dimensions, in bits per dimension",
         "Grathwohl et al. (2019), Finlay et al. (2020), Onken et al. (2021): continuous flows"
         " by maximum likelihood work in more than two dimensions.",
-        {"quick": 1.5},
+        {"quick": 1.5, "full": 16},
     ),
     Reproduction(
         "flow_animation",
         _BEYOND,
         "a flow in time, as a moving picture",
         "A flow's density is known at every time on the way, not at its end alone.",
-        {"quick": 0.8},
+        {"quick": 0.8, "full": 9},
     ),
     Reproduction(
         "irregular_series",
@@ -322,7 +322,7 @@ REPRODUCTIONS = (
         _BEYOND,
         "a latent SDE on the stochastic Lorenz attractor, with bands of doubt",
         "Li et al. (2020): a latent SDE learns the attractor from noisy series.",
-        {"quick": 1},
+        {"quick": 1, "full": 4},
     ),
     Reproduction(
         "neuron_firing",
@@ -330,7 +330,7 @@ REPRODUCTIONS = (
         "firing of a neuron as Poisson processes with a latent path each",
         "The paper's Poisson likelihood, with one latent state a sequence, on data that the"
         " user has.",
-        {"quick": 2},
+        {"quick": 2, "full": 6},
     ),
     Reproduction(
         "bouncing_ball",
@@ -346,7 +346,7 @@ REPRODUCTIONS = (
         "Rodas5P beside SciPy's Radau on stiff problems, and its gradients",
         "Steinebach (2023): a Rosenbrock method of order 5 takes about as few steps on stiff"
         " problems as implicit Runge-Kutta methods, without an iteration.",
-        {"quick": 3},
+        {"quick": 3, "full": 2.5},
     ),
     Reproduction(
         "scaling",
