@@ -10,7 +10,7 @@ from typing import Any
 
 from _harness.registry import REPRODUCTIONS, Reproduction
 
-__all__ = ["Result", "Section", "benchmarks", "sections"]
+__all__ = ["Result", "Section", "benchmarks", "sections", "sweeps"]
 
 _PRESETS = ("quick", "full", "paper")  # smoke makes no claim
 _EXTRA = (".png", ".gif")
@@ -68,8 +68,24 @@ def sections(results: Path) -> list[Section]:
 
 def benchmarks(results: Path) -> list[Mapping[str, Any]]:
     """Records of `ctflow bench`, by workload."""
-    files = sorted((results / "benchmarks").glob("*/*.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in files if path.stem != "smoke"]
+    return [record for _, record in _measured(results) if "workload" in record]
+
+
+def sweeps(results: Path) -> list[Result]:
+    """What `ctflow bench scaling-...` measured, by its name."""
+    found: list[Result] = []
+    for path, record in _measured(results):
+        if "sweep" in record:
+            drawn = path.with_suffix(".png")
+            pictures = (drawn,) if drawn.is_file() else ()
+            found.append(Result(record["sweep"], "", record, pictures, {}))
+    return found
+
+
+def _measured(results: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    for path in sorted((results / "benchmarks").glob("*/*.json")):
+        if path.stem != "smoke":
+            yield path, json.loads(path.read_text(encoding="utf-8"))
 
 
 def _results(folder: Path, entry: Reproduction) -> Iterator[Result]:

@@ -7,12 +7,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from _harness.collected import Result, Section, benchmarks, sections
+from _harness.collected import Result, Section, benchmarks, sections, sweeps
+from _harness.pictures import picture
 from _harness.quoted import quoted
 from _harness.records import need, write_text
 from _harness.report_parts import (
     accepted,
     band_table,
+    figure,
     figures,
     number,
     passed,
@@ -54,7 +56,7 @@ def page(results: Path) -> str:
         _overview(with_results),
         *map(_section, with_results),
         _backends(with_results),
-        _benchmarks(measured),
+        _benchmarks(measured, sweeps(results)),
         f"<p class=soft>Without committed results: {escape(waiting)}.</p>" if waiting else "",
     ]
     return (
@@ -141,8 +143,8 @@ def _backends(found: Sequence[Section]) -> str:
     return "\n".join([*parts, "</section>"])
 
 
-def _benchmarks(measured: Sequence[Mapping[str, Any]]) -> str:
-    """The fastest of each library in each task, then every target with its verdict."""
+def _benchmarks(measured: Sequence[Mapping[str, Any]], grown: Sequence[Result]) -> str:
+    """The fastest of each library in each task, every target with its verdict, what grows how."""
     parts = [
         "<section id=benchmarks><h2>Benchmarks</h2><p>Milliseconds of one call, median over"
         " interleaved rounds, of the fastest way of each library in the task; all have the same"
@@ -165,8 +167,15 @@ def _benchmarks(measured: Sequence[Mapping[str, Any]]) -> str:
         for target in record.get("targets", [])
     ]
     parts.append(table(["target", "measured", "wanted ", "verdict "], targets))
+    cells = [
+        figure(picture(path), each.title, f"ctflow bench {each.title}")
+        for each in grown
+        for path in each.pictures
+    ]
+    parts.append(f"<div class=grid>{''.join(cells)}</div>" if cells else "")
     for record in measured:
         parts.append(setting(Result(_workload(record), "", record, (), {})))
+    parts += [setting(each) for each in grown]
     return "\n".join([*parts, "</section>"])
 
 

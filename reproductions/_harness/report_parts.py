@@ -8,9 +8,9 @@ from html import escape
 from typing import Any
 
 from _harness.collected import Result, Section
-from _harness.pictures import picture
+from _harness.pictures import Picture, picture
 
-__all__ = ["accepted", "band_table", "figures", "number", "setting", "table", "verdict"]
+__all__ = ["accepted", "band_table", "figure", "figures", "number", "setting", "table", "verdict"]
 
 
 def number(value: float | None) -> str:
@@ -83,22 +83,28 @@ def passed(band: Mapping[str, Any]) -> bool:
 
 
 def figures(section: Section) -> str:
-    """Every picture of every result, beside each other where there is room."""
+    """The pictures of each backend's most thorough result, side by side where there is room."""
     cells: list[str] = []
-    for result in section.results:
+    drawn = {each.backend: each for each in section.results if each.pictures}
+    for result in drawn.values():
         for path in result.pictures:
             shown = picture(path)
             extra = path.name.removeprefix(result.preset).strip(".").rsplit(".", 1)[0]
             what = extra.replace("-", " ") if extra not in ("png", "gif") else ""
             caption = f"{section.entry.name}: {', '.join(filter(None, (result.title, what)))}"
-            says = escape(f"{section.entry.of}: {section.entry.shows}; {caption}")
-            size = f'width="{shown.width}" height="{shown.height}"'
-            image = f'<img src="{shown.url}" {size} alt="{says}">'
-            cells.append(
-                f"<figure><div class=wide tabindex=0>{image}</div>"
-                f"<figcaption>{escape(caption)}</figcaption></figure>"
-            )
+            says = f"{section.entry.of}: {section.entry.shows}; {caption}"
+            cells.append(figure(shown, caption, says))
     return f"<div class=grid>{''.join(cells)}</div>" if cells else ""
+
+
+def figure(shown: Picture, caption: str, says: str) -> str:
+    """One picture, its caption, and what it says to those who do not see it."""
+    size = f'width="{shown.width}" height="{shown.height}"'
+    image = f'<img src="{shown.url}" {size} alt="{escape(says)}">'
+    return (
+        f"<figure><div class=wide tabindex=0>{image}</div>"
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
 
 
 def setting(result: Result) -> str:

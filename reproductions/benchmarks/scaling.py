@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from _harness.bands import Band
 from _harness.live import LiveLine
-from _harness.records import need, write_figure, write_json
+from _harness.records import need, run_as, write_figure, write_json
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -94,6 +94,7 @@ class Point:
 def run_sweep(sweep: Sweep, config: Config, console: Console) -> dict[str, object]:
     """Measure every size, print, and write JSON and PNG."""
     need("matplotlib")
+    run_as(config.command)
     from benchmarks.scaling_figure import figure_of  # matplotlib is optional
 
     sizes = [sweep.sizes[0], sweep.sizes[1]] if config.preset == "smoke" else sweep.sizes
