@@ -16,10 +16,8 @@ _GROUPS = 32  # GroupNorm groups of the released MNIST example, at most one a ch
 
 
 def in_place(activation: nn.Module) -> nn.Module:
-    """The same, a ReLU writing to its input: behind a normalisation nobody else reads it."""
-    if type(activation) is nn.ReLU:
-        activation.inplace = True
-    return activation
+    """The same, but a ReLU that writes to its input: behind a normalisation nobody else reads it."""
+    return nn.ReLU(inplace=True) if type(activation) is nn.ReLU else activation
 
 
 class ConcatConv2d(nn.Module):
