@@ -16,7 +16,7 @@ _GROUPS = 32  # GroupNorm groups of the released MNIST example, at most one a ch
 
 
 def in_place(activation: nn.Module) -> nn.Module:
-    """The same, but a ReLU that writes to its input: behind a normalisation nobody else reads it."""
+    """The same, but a ReLU that writes to its input, which nobody else reads behind a norm."""
     return nn.ReLU(inplace=True) if type(activation) is nn.ReLU else activation
 
 
