@@ -197,7 +197,7 @@ REPRODUCTIONS = (
         "the same training under every backend",
         "A backend decides how an equation is solved, not what is learnt: differences between"
         " backends are within those of the seeds.",
-        {"quick": 2},
+        {"quick": 2, "full": 9},
     ),
     Reproduction(
         "training_step",
@@ -227,7 +227,7 @@ REPRODUCTIONS = (
         _BEYOND,
         "a training step of the latent ODE beside torchdiffeq",
         "The paper compares no libraries; the band is ours.",
-        {"quick": 1},
+        {"quick": 1, "full": 5},
         alone=True,
     ),
     Reproduction(
