@@ -315,7 +315,7 @@ REPRODUCTIONS = (
         "a latent SDE beside the exact answer",
         "Li et al. (2020): a latent SDE's bound is the path's divergence from its prior; here"
         " the exact posterior is known.",
-        {"quick": 0.4},
+        {"quick": 0.4, "full": 12},
     ),
     Reproduction(
         "stochastic_lorenz",
