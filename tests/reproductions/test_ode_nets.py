@@ -136,13 +136,16 @@ def test_the_faster_gradient_of_each_side_is_compared() -> None:
         script.Pace("block", "native", "direct", [10.0, 50.0, 51.0], 32.0, 0.0, 0.4),
         script.Pace("block", "torchdiffeq", "direct", [60.0, 75.0, 90.0], 32.0, 0.0, 0.1),
         script.Pace("block", "torchdiffeq", "adjoint", [400.0], 32.0, 90.0, 0.1),
+        script.Pace("network", "native", "direct", [100.0], 32.0, 0.0, 0.4),
+        script.Pace("network", "torchdiffeq", "direct", [130.0], 32.0, 0.0, 0.1),
     ]
     peaks = [
         script.Peaks("adjoint", [2, 4], [100.0, 105.0]),
         script.Peaks("direct", [2, 4], [100.0, 195.0]),
     ]
-    time, error, adjoint, direct = script.bands_of(config, paces, peaks)
-    assert (time.value, time.passed) == (1.5, True)
+    whole, block, error, adjoint, direct = script.bands_of(config, paces, peaks)
+    assert (whole.value, whole.passed) == (1.3, False)
+    assert (block.value, block.passed) == (1.5, True)
     assert (error.value, error.passed) == (pytest.approx(4.0), False)
     assert (adjoint.value, adjoint.passed) == (1.05, True)
     assert (direct.value, direct.passed) == (0.975, True)
