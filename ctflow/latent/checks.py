@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
-from torch import Tensor
+import torch
 
 from ctflow.errors import InvalidProblem
 
-__all__ = ["check_parts", "check_sizes", "check_tensors"]
+__all__ = ["check_count", "check_parts", "check_sizes", "check_tensors"]
 
 
 def check_tensors(**values: object) -> None:
@@ -20,11 +21,7 @@ def check_tensors(**values: object) -> None:
     Raises:
         InvalidProblem: Naming the first that is no tensor.
     """
-    for name, value in values.items():
-        if not isinstance(value, Tensor):
-            raise InvalidProblem(
-                f"`{name}` must be a tensor, got {type(value).__name__}. Use torch.as_tensor on it."
-            )
+    _refuse(values, torch.is_tensor, "a tensor", "Use torch.as_tensor on it.")
 
 
 def check_parts(**parts: object) -> None:
@@ -36,12 +33,7 @@ def check_parts(**parts: object) -> None:
     Raises:
         InvalidProblem: Naming the first that cannot be called.
     """
-    for name, part in parts.items():
-        if not callable(part):
-            raise InvalidProblem(
-                f"`{name}` must be callable, got {type(part).__name__}. Pass a function or an "
-                "nn.Module."
-            )
+    _refuse(parts, callable, "callable", "Pass a function or an nn.Module.")
 
 
 def check_sizes(latent: int, t0: float) -> None:
@@ -54,8 +46,30 @@ def check_sizes(latent: int, t0: float) -> None:
     Raises:
         InvalidProblem: Naming both.
     """
-    if type(latent) is not int or latent < 1 or not math.isfinite(t0):
+    timed = isinstance(t0, int | float | torch.Tensor) and math.isfinite(t0)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if type(latent) is not int or latent < 1 or not timed:
         raise InvalidProblem(
             f"`latent` must be a positive integer and `t0` finite, got {latent!r} and {t0!r}. "
             "Give the number of variables, and the time before all data."
         )
+
+
+def check_count(n_samples: int) -> None:
+    """Refuse to draw less than one sample.
+
+    Args:
+        n_samples: How many are asked for.
+
+    Raises:
+        InvalidProblem: If it is no positive integer.
+    """
+    if type(n_samples) is not int or n_samples < 1:
+        raise InvalidProblem(f"`n_samples` must be positive, got {n_samples!r}. Draw at least one.")
+
+
+def _refuse(
+    values: Mapping[str, object], fits: Callable[[object], bool], wanted: str, advice: str
+) -> None:
+    for name, value in values.items():
+        if not fits(value):
+            raise InvalidProblem(f"`{name}` must be {wanted}, got {type(value).__name__}. {advice}")

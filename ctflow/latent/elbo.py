@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from ctflow.errors import InvalidProblem
+from ctflow.latent.checks import check_count
 from ctflow.latent.likelihoods import Likelihood
 from ctflow.latent.model import LatentODE
 from ctflow.latent.observations import Observations
@@ -80,8 +81,7 @@ def elbo(
         >>> bound.value(beta=0.5).shape
         torch.Size([5])
     """
-    if type(n_samples) is not int or n_samples < 1:
-        raise InvalidProblem(f"`n_samples` must be positive, got {n_samples!r}. Draw at least one.")
+    check_count(n_samples)
     data = Observations(x, t, mask)
     _check_windows(model.likelihood, data)
     data.require_from(model.t0)  # an encoder sees no more than a part

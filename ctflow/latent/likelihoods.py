@@ -98,7 +98,10 @@ class Gaussian(Likelihood):
     def __init__(self, scale: float | Sequence[float] = 0.1, *, learned: bool = False) -> None:
         """Keep the logarithm of the scale."""
         super().__init__()
-        value = torch.as_tensor(scale, dtype=torch.float32).detach()
+        try:
+            value = torch.as_tensor(scale, dtype=torch.float32).detach()
+        except (TypeError, ValueError):  # no numbers: refused below
+            value = torch.zeros(0)
         if (
             value.dim() > 1
             or value.numel() == 0

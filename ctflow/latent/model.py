@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from ctflow.latent.encoders import Encoder
 from ctflow.latent.grid import Grid
 from ctflow.latent.likelihoods import Likelihood
 from ctflow.latent.observations import Observations
+from ctflow.latent.prior import standard_normal
 from ctflow.problem import ODEProblem
 from ctflow.solution import Solution, Stats, raise_if_failed
 from ctflow.state import widest
@@ -111,10 +111,7 @@ class LatentODE(nn.Module):
     @property
     def prior(self) -> Normal:
         """N(0, I) of the latent state at t0, [L], in the dtype of the model."""
-        known = chain(self.parameters(), self.buffers())  # of parts that are functions: the latter
-        like = next((p for p in known if p.is_floating_point()), torch.zeros(()))
-        zero = like.new_zeros(self.latent)
-        return Normal(zero, torch.ones_like(zero))
+        return standard_normal(self, self.latent)
 
     def posterior(self, x: Tensor, t: Tensor, mask: Tensor | None = None) -> Normal:
         """q(z(t0) | data), of [B, L].

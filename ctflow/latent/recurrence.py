@@ -27,7 +27,7 @@ def states_of(recurrence: nn.RNNBase, x: Tensor) -> Tensor:
         x: What it reads.
 
     Cost:
-        For the tanh recurrence on the CPU about a third of torch's own; else torch's own.
+        For the tanh recurrence on the CPU about two thirds of torch's own time; else torch's own.
     """
     if not (_is_plain(recurrence) and _is_bare(recurrence) and x.device.type == "cpu"):
         states, _ = recurrence(x)

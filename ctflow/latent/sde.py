@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -14,12 +13,13 @@ from ctflow.api import as_solver
 from ctflow.api_sde import solve_sde
 from ctflow.backends.protocol import Solver
 from ctflow.errors import InvalidProblem
-from ctflow.latent.checks import check_parts, check_sizes, check_tensors
+from ctflow.latent.checks import check_count, check_parts, check_sizes, check_tensors
 from ctflow.latent.context import Context, ContextEncoder
 from ctflow.latent.elbo import ELBO
 from ctflow.latent.grid import Grid
 from ctflow.latent.likelihoods import Likelihood
 from ctflow.latent.observations import Observations
+from ctflow.latent.prior import standard_normal
 from ctflow.sde import SDEProblem
 from ctflow.solution import raise_if_failed
 from ctflow.state import widest
@@ -105,10 +105,7 @@ class LatentSDE(nn.Module):
     @property
     def prior(self) -> Normal:
         """N(0, I) of the latent state at t0, [L], in the dtype of the model."""
-        known = chain(self.parameters(), self.buffers())  # of parts that are functions: the latter
-        like = next((p for p in known if p.is_floating_point()), torch.zeros(()))
-        zero = like.new_zeros(self.latent)
-        return Normal(zero, torch.ones_like(zero))
+        return standard_normal(self, self.latent)
 
     def path(
         self, z0: Tensor, context: Context, t: Tensor, *, seed: int | None = None
@@ -176,10 +173,7 @@ class LatentSDE(nn.Module):
             InvalidProblem: If the data or times make no sense, or `n_samples` is not positive.
             SolveFailed: If the solve did not reach the last time.
         """
-        if type(n_samples) is not int or n_samples < 1:
-            raise InvalidProblem(
-                f"`n_samples` must be positive, got {n_samples!r}. Draw at least one."
-            )
+        check_count(n_samples)
         check_tensors(at=at)
         q, context = self.encoder(Observations(x, t, mask), self.t0)
         z0 = q.sample((n_samples,)).flatten(0, 1)

@@ -103,9 +103,9 @@ def test_parts_with_different_windows_are_refused() -> None:
 
 def test_scales_that_are_not_positive_are_refused() -> None:
     """Noise has a positive size."""
-    for scale in (0.0, -1.0, torch.nan, []):
+    for scale in (0.0, -1.0, torch.nan, [], "small"):
         with pytest.raises(InvalidProblem, match="`scale` must be positive"):
-            Gaussian(scale)
+            Gaussian(scale)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_scale_is_taken_as_a_number() -> None:

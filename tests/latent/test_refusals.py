@@ -46,6 +46,16 @@ PARTS = {
 }  # fmt: skip
 
 
+def test_a_time_is_a_number() -> None:
+    """Of the latent state."""
+    made = small_model()
+    with pytest.raises(InvalidProblem, match="`t0` finite, got 3 and 'now'"):
+        LatentODE(
+            made.encoder, made.field, made.decoder, made.likelihood, latent=3,
+            t0="now",  # pyright: ignore[reportArgumentType]
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_parts_that_make_no_sense_are_refused(name: str) -> None:
     """When the model is put together."""

@@ -108,8 +108,7 @@ def _agree(module: Looped, program: Run, inputs: Sequence[Tensor], guesses: Sequ
 def _agree_roughly(module: Looped, program: Run, inputs: Sequence[Tensor]) -> bool:
     """Whether the answers are about the same, but for a few samples of many."""
     returned, _, _ = _both(module, program, inputs)
-    pairs = [returned[i] for i in module.RESULTS]
-    largest = max((_size(x) for x, _ in pairs), default=0.0)
+    largest = max((_size(returned[i][0]) for i in module.RESULTS), default=0.0)
     return all(
         _same(*returned[i], _ROUGH, largest) or _few_differ(*returned[i], module.SAMPLES.get(i))
         for i in module.RESULTS

@@ -151,13 +151,10 @@ def scaled(weights: Sequence[float], k: Sequence[Tensor]) -> tuple[Tensor, float
     if not order:
         return torch.zeros_like(k[0]), 1.0
     first, weight = order[0]
-    if len(order) == 1:
-        return k[first], weight
-    i, w = order[1]
-    total = torch.add(k[first], k[i], alpha=w)
-    add = Tensor.add_ if bare() else torch.add  # in place a third of the time for large states
-    for i, w in order[2:]:
-        total = add(total, k[i], alpha=w)
+    total, add = k[first], torch.add
+    again = Tensor.add_ if bare() else torch.add  # no memory is asked for where the sum is ours
+    for i, w in order[1:]:
+        total, add = add(total, k[i], alpha=w), again
     return total, weight
 
 

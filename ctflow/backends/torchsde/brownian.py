@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
@@ -84,19 +85,24 @@ def brownian_path(
         >>> bool(torch.allclose(path(0.0, 0.5) + path(0.5, 1.0), path(0.0, 1.0), atol=1e-6))
         True
     """
-    if not (math.isfinite(t0) and math.isfinite(t1) and t0 < t1):
-        raise InvalidProblem(f"`t1` must lie after `t0`, got [{t0:g}, {t1:g}]. Swap them.")
-    if len(shape) != 2 or min(shape) < 1:
-        raise InvalidProblem(f"`shape` must be [B, M], got {list(shape)}. Give both.")
+    if not (_is_time(t0) and _is_time(t1) and t0 < t1):
+        raise InvalidProblem(
+            f"`t1` must lie after `t0`, both finite, got {t0!r} and {t1!r}. Swap them."
+        )
+    sizes: object = shape
+    if not isinstance(sizes, Sequence) or len(shape) != 2 or min(shape) < 1:
+        raise InvalidProblem(f"`shape` must be [B, M], got {sizes!r}. Give both.")
     if type(seed) is not int or seed < 0:
         raise InvalidProblem(f"`seed` must be a non-negative integer, got {seed!r}. Write seed=0.")
     if levy_area not in get_args(LevyArea):
         raise InvalidProblem(
-            f"`levy_area` must be one of {', '.join(get_args(LevyArea))}, got {levy_area!r}."
+            f"`levy_area` must be one of {', '.join(get_args(LevyArea))}, got {levy_area!r}. "
+            "Most schemes need 'none'."
         )
     like = torch.empty(0) if like is None else like
-    if not like.is_floating_point():
-        raise InvalidProblem(f"`like` must be a real floating tensor, got {like.dtype}.")
+    if not isinstance(like, Tensor) or not like.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
+        got = getattr(like, "dtype", type(like).__name__)
+        raise InvalidProblem(f"`like` must be a real floating tensor, got {got}. Pass like=y0.")
     interval = BrownianInterval(
         t0, t1, size=tuple(shape), dtype=like.dtype, device=like.device, entropy=seed,
         levy_area_approximation=levy_area, cache_size=None, dt=t1 - t0,
@@ -108,6 +114,11 @@ def covers(path: Any, t0: float, t1: float) -> bool:  # noqa: ANN401
     """Whether a path reaches from t0 to t1; one that does not say where it ends is taken to."""
     ends = getattr(path, "ends", None)
     return ends is None or (_inside(t0, ends) and _inside(t1, ends))
+
+
+def _is_time(t: object) -> bool:
+    """Whether it is a finite number, or a tensor of one."""
+    return isinstance(t, int | float | Tensor) and math.isfinite(t)
 
 
 def _inside(t: float, ends: tuple[float, float]) -> bool:

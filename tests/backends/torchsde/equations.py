@@ -9,14 +9,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ctflow import Solver
 from ctflow.backends.torchsde import brownian_path
 from ctflow.sde import BrownianPath, Calculus, Noise, SDEProblem
 
-__all__ = ["DTYPE", "EQUATIONS", "Equation", "path_for"]
+__all__ = ["DTYPE", "EQUATIONS", "STEP", "Y0", "Equation", "path_for", "shake", "shrink"]
 
 DTYPE = torch.float64
+Y0 = torch.ones(3, 2)
+STEP = Solver("torchsde", step=0.1)
 DRIFT, VOLATILITY = 0.3, 0.7  # of geometric Brownian motion
 ALPHA, BETA = 0.8, 0.5  # of the equation with additive noise
+
+
+def shrink(t: Tensor, y: Tensor) -> Tensor:
+    """A drift."""
+    return -y
+
+
+def shake(t: Tensor, y: Tensor) -> Tensor:
+    """A diagonal diffusion."""
+    return 0.3 * y
 
 
 class Equation(NamedTuple):

@@ -12,19 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ctflow import Solver, Unsupported, sdeint
-
-Y0 = torch.ones(3, 2)
-STEP = Solver("torchsde", step=0.1)
-
-
-def shrink(t: Tensor, y: Tensor) -> Tensor:
-    """A drift."""
-    return -y
-
-
-def shake(t: Tensor, y: Tensor) -> Tensor:
-    """A diagonal diffusion."""
-    return 0.3 * y
+from tests.backends.torchsde.equations import STEP, Y0, shake, shrink
 
 
 def still(t: Tensor, y: Tensor) -> Tensor:

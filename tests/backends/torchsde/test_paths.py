@@ -11,21 +11,10 @@ from torch import Tensor
 from ctflow import InvalidProblem, SDEProblem, Solver, Unsupported, solve_sde
 from ctflow.backends.torchsde import brownian_path
 from ctflow.sde import BrownianPath
+from tests.backends.torchsde.equations import STEP, Y0, shake, shrink
 
-Y0 = torch.ones(3, 2)
-STEP = Solver("torchsde", step=0.1)
 MILSTEIN = Solver("torchsde", "milstein", step=0.1)
 ENDS = torch.tensor([0.0, 1.0])
-
-
-def shrink(t: Tensor, y: Tensor) -> Tensor:
-    """A drift."""
-    return -y
-
-
-def shake(t: Tensor, y: Tensor) -> Tensor:
-    """A diagonal diffusion."""
-    return 0.3 * y
 
 
 def along(path: BrownianPath) -> SDEProblem:
@@ -67,6 +56,9 @@ MADE: list[tuple[dict[str, Any], str]] = [
     ({"seed": 1.5}, "`seed` must be"),
     ({"levy_area": "some"}, "`levy_area` must be one of none, space-time"),
     ({"like": torch.ones(1, dtype=torch.int64)}, "`like` must be"),
+    ({"like": [1.0]}, "`like` must be a real floating tensor, got list"),
+    ({"t0": "now"}, "`t1` must lie after `t0`, both finite"),
+    ({"shape": 3}, r"`shape` must be \[B, M\], got 3"),
 ]
 
 

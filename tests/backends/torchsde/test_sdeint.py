@@ -23,19 +23,7 @@ from ctflow import (
 )
 from ctflow.backends.protocol import Gradient
 from ctflow.sde import Calculus, Noise
-
-Y0 = torch.ones(3, 2)
-STEP = Solver("torchsde", step=0.1)
-
-
-def shrink(t: Tensor, y: Tensor) -> Tensor:
-    """A drift."""
-    return -y
-
-
-def shake(t: Tensor, y: Tensor) -> Tensor:
-    """A diagonal diffusion."""
-    return 0.3 * y
+from tests.backends.torchsde.equations import STEP, Y0, shake, shrink
 
 
 @pytest.mark.parametrize("solver", [None, STEP, Solver("torchsde", "milstein", rtol=0.1, atol=0.1)])
