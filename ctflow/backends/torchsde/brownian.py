@@ -89,9 +89,8 @@ def brownian_path(
         raise InvalidProblem(
             f"`t1` must lie after `t0`, both finite, got {t0!r} and {t1!r}. Swap them."
         )
-    sizes: object = shape
-    if not isinstance(sizes, Sequence) or len(shape) != 2 or min(shape) < 1:
-        raise InvalidProblem(f"`shape` must be [B, M], got {sizes!r}. Give both.")
+    if not isinstance(shape, Sequence) or len(shape) != 2 or min(shape) < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidProblem(f"`shape` must be [B, M], got {shape!r}. Give both.")
     if type(seed) is not int or seed < 0:
         raise InvalidProblem(f"`seed` must be a non-negative integer, got {seed!r}. Write seed=0.")
     if levy_area not in get_args(LevyArea):
