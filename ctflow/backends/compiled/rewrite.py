@@ -21,7 +21,7 @@ from torch._ops import OpOverload
 from ctflow.backends.compiled.products import HAS_ONEDNN, LARGE, UNROLLED, by_onednn
 from ctflow.backends.compiled.splice import settled, spliced
 
-__all__ = ["improved", "merge_equal", "outputs_of", "split_constant"]
+__all__ = ["frozen", "improved", "merge_equal", "outputs_of", "split_constant"]
 
 _SMALL = 8192  # multiplications below which a library call costs more than the product
 _NARROW = 4  # columns up to which the libraries are slow
@@ -184,18 +184,19 @@ def merge_equal(graph: fx.Graph) -> None:
             continue
         if node.op != "call_function" or not (_moves(node) or node.target is operator.getitem):
             continue
-        key = (node.target, _frozen(node.args), _frozen(node.kwargs))
+        key = (node.target, frozen(node.args), frozen(node.kwargs))
         first = known.setdefault(key, node)
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
 
 
-def _frozen(value: Any) -> object:  # noqa: ANN401
+def frozen(value: Any) -> object:  # noqa: ANN401
+    """Something that is equal for equal arguments of an operation, and can be looked up."""
     if isinstance(value, list | tuple):
-        return (type(value).__name__, *(_frozen(item) for item in value))
+        return (type(value).__name__, *(frozen(item) for item in value))
     if isinstance(value, dict):
-        return tuple((key, _frozen(item)) for key, item in value.items())
+        return tuple((key, frozen(item)) for key, item in value.items())
     if isinstance(value, bool | int | float | str | type(None)):
         return (type(value), repr(value))
     return value if isinstance(value, fx.Node) else (type(value), str(value))

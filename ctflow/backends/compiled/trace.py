@@ -15,6 +15,7 @@ from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ctflow.backends.compiled.columns import by_columns
+from ctflow.backends.compiled.diagonals import condensed, same
 from ctflow.backends.compiled.reads import Reads
 from ctflow.backends.compiled.rewrite import merge_equal
 from ctflow.backends.field import Field
@@ -85,20 +86,49 @@ def trace(
     field = Field(problem, layout)
     t, y = inputs
 
-    def value(t: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
-        with torch.no_grad(), reads.replaced(field, tensors):
+    def run(t: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
+        with reads.replaced(field, tensors):
             return field(t, y)
 
+    def value(*inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            return run(*inputs)
+
+    def derivative(function: Callable[..., Tensor]) -> fx.GraphModule | None:
+        if wanted is None:
+            return None
+        given = (t, y, torch.empty_like(y), *tensors)
+        return _without_repeats(_followed(_pulled(function, wanted), given))
+
+    forward = _without_repeats(_followed(value, (t, y, *tensors)))
+    backward = derivative(run)
+    shorter = condensed(forward)
+    if shorter is not None:
+        plain = derivative(forward)
+        if backward is None or plain is None:
+            forward = shorter
+        elif same(plain, backward):  # else `f` keeps a part of it from its derivative
+            forward, backward = shorter, derivative(shorter)
+    for graph in (forward, backward):
+        if graph is not None:
+            by_columns(graph.graph, actual)
+            graph.recompile()
+    return Traced(forward, backward, wanted or ())
+
+
+def _pulled(
+    function: Callable[..., Tensor], wanted: tuple[int, ...]
+) -> Callable[..., list[Tensor]]:
+    """(t, y, cotangent, *tensors) -> (f, its products), for f of (t, y, *tensors)."""
+
     def pulled(t: Tensor, y: Tensor, cotangent: Tensor, *tensors: Tensor) -> list[Tensor]:
-        picked = () if wanted is None else wanted
         with torch.enable_grad():
             state = y.detach().requires_grad_()
             leaves = [
-                x.detach().requires_grad_() if i in picked else x for i, x in enumerate(tensors)
+                x.detach().requires_grad_() if i in wanted else x for i, x in enumerate(tensors)
             ]
-            with reads.replaced(field, leaves):
-                dy = field(t, state)
-        inner = (state, *(leaves[i] for i in picked))
+            dy = function(t, state, *leaves)
+        inner = (state, *(leaves[i] for i in wanted))
         if not dy.requires_grad:
             return [dy.detach(), *(torch.zeros_like(x) for x in inner)]
         found: list[Tensor | None] = list(
@@ -112,14 +142,13 @@ def trace(
             ),
         ]
 
-    forward = _followed(value, (t, y, *tensors))
-    backward = None if wanted is None else _followed(pulled, (t, y, torch.empty_like(y), *tensors))
-    for graph in (forward, backward):
-        if graph is not None:
-            merge_equal(graph.graph)
-            by_columns(graph.graph, actual)
-            graph.recompile()
-    return Traced(forward, backward, wanted or ())
+    return pulled
+
+
+def _without_repeats(graph: fx.GraphModule) -> fx.GraphModule:
+    merge_equal(graph.graph)
+    graph.recompile()
+    return graph
 
 
 def graph_of(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:

@@ -84,6 +84,32 @@ class Divergence(nn.Module):
         return torch.func.vmap(drift)(y[0]), -jacobian.diagonal(dim1=1, dim2=2).sum(1)
 
 
+class RowByRow(Divergence):
+    """The same with two hidden layers, by one product for each variable.
+
+    Args:
+        detached: Whether the last row is kept from the derivative.
+    """
+
+    def __init__(self, detached: bool = False) -> None:
+        super().__init__(reverse=True)
+        self.net = nn.Sequential(
+            nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.Softplus(), nn.Linear(8, 2)
+        )
+        self.detached = detached
+
+    def forward(self, t: Tensor, y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """[B, 2] and [B]."""
+
+        def drift(x: Tensor) -> Tensor:
+            return self.net(torch.cat((x, t.expand(len(x), 1)), dim=1))
+
+        velocity, pull = torch.func.vjp(drift, y[0])
+        rows = [pull(e.expand_as(velocity))[0] for e in torch.eye(2, dtype=velocity.dtype)]
+        last = rows[1].detach() if self.detached else rows[1]
+        return velocity, -(rows[0][:, 0] + last[:, 1])
+
+
 class Normalised(nn.Module):
     """Layer norm, batch norm in eval mode, a parametrised weight, several activations."""
 
@@ -136,6 +162,8 @@ FIELDS: dict[str, tuple[Callable[[], Callable[..., object]], tuple[int, ...]]] =
     "Hamiltonian": (Energy, (5, 4)),
     "divergence, reverse": (lambda: Divergence(True), (5, 2)),
     "divergence, forward": (lambda: Divergence(False), (5, 2)),
+    "divergence, row by row": (RowByRow, (5, 2)),
+    "divergence, detached": (lambda: RowByRow(detached=True), (5, 2)),
     "convolution and group norm": (lambda: ConvField(8, activation=nn.Softplus), (2, 8, 5, 5)),
     "no batch": (lambda: lambda t, y: -(y**3) + torch.sin(t), ()),
 }
