@@ -83,7 +83,7 @@ def forward(job: Job, y: Tensor) -> Found:
     dense = job.dense_dtype
     size = (job.keeps_states or job.inside) * y.numel() * y.element_size()
     size += n_powers * y.numel() * dense.itemsize + sum(s.numel() * d.itemsize for s, d in shapes)
-    names = _names(job.inside, job.keeps_states, shapes)
+    names = _names(job.inside, job.keeps_states, tuple(len(shape) for shape, _ in shapes))
 
     def make(sketch: Sketch, fakes: Sequence[Tensor]) -> ForwardProgram:
         return _module(job, sketch, fakes, 3 + len(shapes))
@@ -94,14 +94,14 @@ def forward(job: Job, y: Tensor) -> Found:
     max_steps, steps = job.solver.max_steps, 0
     out: Tensor | None = None
     runs: list[Run] = []
-    ends: list[Tensor] = []
+    ends: list[tuple[Tensor, int]] = []
     while True:
         room = _room(family, size, max_steps, job.keeps_nothing)
         head = Head(max_steps, room, steps, out is None, len(runs) + 1)
         records = torch.empty((2, batch, room), dtype=times.dtype, device=y.device)
-        states = y.new_empty((room, batch, n_variables) if job.keeps_states else (0,))
-        powers = y.new_empty(
-            (room, n_powers, batch, n_variables) if job.inside else (0,), dtype=dense
+        states = _empty((room, batch, n_variables) if job.keeps_states else (0,), y.dtype, y.device)
+        powers = _empty(
+            (room, n_powers, batch, n_variables) if job.inside else (0,), dense, y.device
         )
         kept = [torch.empty((room, *s), dtype=d, device=y.device) for s, d in shapes]
         inputs = Inputs(
@@ -117,13 +117,13 @@ def forward(job: Job, y: Tensor) -> Found:
         family.longest = max(family.longest, told.n)
         out = found if out is None else torch.where(torch.isnan(out), found, out)
         runs.append(Run(told.n, records, states, kept, windows, told.widest, clock, y))
-        ends.append(records[1, :, : told.n])
+        ends.append((records, told.n))
         if not told.on_the_way:
             break
     status = ticks[0].cpu()
     stops = _stops(status, ticks, clock) if told.failed else ()
     counted = Counts(*counts.cpu().unbind(0))
-    outcome = Outcome(status, counted, stops, _Trace(times[:, 0], ends), clock[1])
+    outcome = Outcome(status, counted, stops, _Trace(times, ends), clock[1])
     return Found(out, outcome, [] if job.keeps_nothing else runs, clock[2])
 
 
@@ -131,24 +131,24 @@ class _Trace(Sequence[Tensor]):
     """Ends of the steps, [B] each, the start first: cut up when they are asked for.
 
     Args:
-        start: The start, [B].
-        ends: Of each run of the program, [B, n].
+        times: The start first, [B, T].
+        runs: Of each run of the program starts and ends, [2, B, C], and how many of them.
     """
 
-    def __init__(self, start: Tensor, ends: Sequence[Tensor]) -> None:
-        self._parts = (start.unsqueeze(1), *ends)
+    def __init__(self, times: Tensor, runs: Sequence[tuple[Tensor, int]]) -> None:
+        self._times, self._runs = times, runs
 
     def __len__(self) -> int:
-        return sum(part.shape[1] for part in self._parts)
+        return 1 + sum(n for _, n in self._runs)
 
     def __getitem__(self, index: Any) -> Any:  # noqa: ANN401
-        return torch.cat(self._parts, dim=1).unbind(1)[index]
+        parts = (self._times[:, :1], *(records[1, :, :n] for records, n in self._runs))
+        return torch.cat(parts, dim=1).unbind(1)[index]
 
 
-def _names(
-    inside: bool, keeps_states: bool, kept: Sequence[tuple[torch.Size, torch.dtype]]
-) -> list[tuple[str | None, ...]]:
-    """Which sizes of the first inputs are free from the start."""
+@lru_cache(maxsize=64)
+def _names(inside: bool, keeps_states: bool, kept: tuple[int, ...]) -> list[tuple[str | None, ...]]:
+    """Which sizes of the first inputs are free from the start; `kept` by their dimensions."""
     return [
         (None,),
         (None, "outputs" if inside else None),
@@ -158,8 +158,20 @@ def _names(
         (None, None, "records"),
         RECORD_NAMES if keeps_states else (None,),
         (*RECORD_NAMES, None) if inside else (None,),
-        *(("records", *(None for _ in shape)) for shape, _ in kept),
+        *(("records", *(None,) * dim) for dim in kept),
     ]
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A buffer; the same one wherever there is nothing to keep."""
+    return torch.empty(shape, dtype=dtype, device=device) if shape[0] else _nothing(dtype, device)
+
+
+@lru_cache(maxsize=64)
+def _nothing(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """No number at all."""
+    with torch.inference_mode(False):
+        return torch.empty(0, dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=256)

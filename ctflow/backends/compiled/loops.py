@@ -2,12 +2,13 @@
 
 As inductor writes a loop, each turn makes a tensor for every value that it needs for itself, and
 one more for everything that it reads: a hundred allocations for a step of a small network, which
-cost more than its arithmetic.
+cost more than its arithmetic. What a turn hands to the next is written in turns to two tensors that
+are made once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = ["lean_loops"]
 
 _MOST_OF_ONE = 32 * 1024  # bytes; larger values take longer to compute than to allocate
 _MOST = 256 * 1024  # bytes of a turn: a thread may have a stack of half a megabyte
+_MOST_OUTSIDE = 64 * 1024  # bytes of what is outside of loops
 
 # Neither owns anything, and neither becomes a tensor that does: where the compiler would want one,
 # there is an error at compile time, and the loop is written in the compiler's own way.
@@ -46,6 +48,22 @@ struct CtflowBorrowed {
         return result;
     }
     void reset() {}
+};
+struct CtflowPool {
+    using RAIIAtenTensorHandle = torch::aot_inductor::RAIIAtenTensorHandle;
+    std::vector<RAIIAtenTensorHandle> kept[2];
+    int turn = 0;
+    void next() { turn ^= 1; }
+    bool lacks(size_t i) {
+        if (kept[turn].size() <= i) kept[turn].resize(i + 1);
+        return kept[turn][i].get() == nullptr;
+    }
+    void keep(size_t i, AtenTensorHandle made) { kept[turn][i] = RAIIAtenTensorHandle(made); }
+    AtenTensorHandle share(size_t i) {
+        AtenTensorHandle result = nullptr;
+        AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(kept[turn][i].get(), &result));
+        return result;
+    }
 };
 }  // namespace
 """
@@ -85,6 +103,9 @@ class LeanLoops(CppWrapperCpu):
         self._in_loop = False
         self._local: dict[str, bool] = {}
         self._spent: dict[str, int] = {}
+        self._pools: dict[int, str] = {}
+        self._first: set[int] = set()
+        self._n_pooled = 0
 
     @staticmethod
     def create(*_: object, **__: object) -> LeanLoops:
@@ -109,6 +130,12 @@ class LeanLoops(CppWrapperCpu):
                 reference = name
             named.append(_Named(reference))
         while_loop.additional_inputs, self._in_loop = named, True
+        parts = (while_loop.cond_subgraph.graph, while_loop.body_subgraph.graph)
+        if not any(_hands_through(part) for part in parts):
+            pool = f"{while_loop.get_name()}_pool"
+            self.writeline(f"CtflowPool {pool};")
+            self._pools.update((id(part), pool) for part in parts)
+            self._first.add(id(parts[0]))
         try:
             super().codegen_while_loop(while_loop, stack_output)
         finally:
@@ -129,6 +156,8 @@ class LeanLoops(CppWrapperCpu):
         if not self._in_loop:
             super().codegen_subgraph_prefix(subgraph, outer_inputs, outer_outputs)
             return
+        if (pool := self._pools.get(id(subgraph.graph))) and id(subgraph.graph) in self._first:
+            self.writeline(f"{pool}.next();")
         for (name, value), outer in zip(
             subgraph.graph.graph_inputs.items(), outer_inputs, strict=True
         ):
@@ -138,13 +167,39 @@ class LeanLoops(CppWrapperCpu):
     def make_buffer_allocation(self, buffer: Any) -> str:  # noqa: ANN401
         """A value of a turn: on the stack if only kernels see it."""
         if not self._is_local(buffer):
-            return super().make_buffer_allocation(buffer)
+            pool = self._pool_of(buffer)
+            make = super().make_buffer_allocation
+            return make(buffer) if pool is None else self._from_pool(buffer, pool, make)
         name, kind = buffer.get_name(), DTYPE_TO_CPP[buffer.get_dtype()]
         numel = max(1, int(V.graph.get_allocation_storage_size(buffer)))
         return (
             f"alignas(64) {kind} {name}_storage[{numel}]; "
             f"CtflowLocal<{kind}> {name}{{{name}_storage}};"
         )
+
+    def _pool_of(self, buffer: Any) -> str | None:  # noqa: ANN401
+        """The pool of the loop in which a value is made, if it is small and its size is known."""
+        pool = self._pools.get(id(self.get_codegened_graph()))
+        if pool is None or not self._is_small(buffer):
+            return None
+        whole = list(V.graph.get_allocation_size(buffer)) == list(buffer.get_size())
+        return pool if whole and not buffer.get_is_pinned() else None
+
+    def _from_pool(self, buffer: Any, pool: str, make: Callable[[Any], str]) -> str:  # noqa: ANN401
+        """A tensor of the turn before the last, whose value nobody reads any more."""
+        name, place = buffer.get_name(), self._n_pooled
+        self._n_pooled += 1
+        lines: list[Any] = self.wrapper_call._lines  # pyright: ignore[reportPrivateUsage]
+        before = len(lines)
+        make(buffer)
+        made = [
+            i for i in range(before, len(lines)) if "aoti_torch_empty_strided(" in str(lines[i])
+        ]
+        if len(made) != 1:
+            raise RuntimeError(f"expected one allocation of {name}, got {len(made)}")
+        once = f"{lines[made[0]]} {pool}.keep({place}, {name}_handle);"
+        lines[made[0]] = f"if ({pool}.lacks({place})) {{ {once} }}"
+        return f"RAIIAtenTensorHandle {name}({pool}.share({place}));"
 
     def make_buffer_reuse(self, old: Any, new: Any, delete_old: bool) -> str:  # noqa: ANN401
         """A value in the place of an earlier one, which its kernel may read there."""
@@ -155,11 +210,17 @@ class LeanLoops(CppWrapperCpu):
     def codegen_deferred_allocation(self, name: str, view: ir.ReinterpretView) -> None:
         """A part of a value."""
         base: Any = view.data.data if isinstance(view.data, ir.StorageBox) else view.data
-        if not (isinstance(base, ir.Buffer) and self._is_local(base)):
+        kind = DTYPE_TO_CPP.get(view.get_dtype())
+        if not isinstance(base, ir.Buffer) or kind is None:
             super().codegen_deferred_allocation(name, view)
             return
-        kind = DTYPE_TO_CPP[view.get_dtype()]
-        start = f"{base.get_name()}.data_ptr() + {int(view.layout.offset)}"
+        if self._is_local(base):
+            start = f"{base.get_name()}.data_ptr() + {int(view.layout.offset)}"
+        elif self._pool_of(base) and _kernels_only(self.get_codegened_graph(), name, part=True):
+            start = f"({kind}*){base.get_name()}.data_ptr() + {int(view.layout.offset)}"
+        else:
+            super().codegen_deferred_allocation(name, view)
+            return
         self.writeline(common.DeferredLine(name, f"CtflowLocal<{kind}> {name}{{{start}}};"))
 
     def _is_local(self, buffer: Any) -> bool:  # noqa: ANN401
@@ -186,30 +247,46 @@ class LeanLoops(CppWrapperCpu):
                 return list(found.values())
             found.update((each.get_name(), each) for each in new)
 
-    def _may_be_local(self, buffer: Any, graph: Any) -> bool:  # noqa: ANN401
-        if not isinstance(graph, SubgraphLowering) or buffer.get_device().type != "cpu":
+    def _is_small(self, buffer: Any) -> bool:  # noqa: ANN401
+        """Whether a value is one of the processor's, of a known size that is not worth a word."""
+        if buffer.get_device().type != "cpu" or not self.can_prove_buffer_has_static_shape(buffer):
             return False
         if buffer.get_dtype() not in DTYPE_TO_CPP or buffer.get_dtype().is_complex:
             return False
-        if not self.can_prove_buffer_has_static_shape(buffer):
+        return _size_of(buffer) <= _MOST_OF_ONE
+
+    def _may_be_local(self, buffer: Any, graph: Any) -> bool:  # noqa: ANN401
+        if not self._is_small(buffer):
             return False
         parts = [x.get_name() for x in buffer.inputs] if isinstance(buffer, ir.ConcatKernel) else []
         if not all(_kernels_only(graph, name) for name in (buffer.get_name(), *parts)):
             return False
-        size = int(V.graph.get_allocation_storage_size(buffer)) * buffer.get_dtype().itemsize
-        spent = self._spent.get(str(graph.name), 0) + size
-        if size > _MOST_OF_ONE or spent > _MOST:
+        most = _MOST if isinstance(graph, SubgraphLowering) else _MOST_OUTSIDE
+        spent = self._spent.get(str(graph.name), 0) + _size_of(buffer)
+        if spent > most:
             return False
         self._spent[str(graph.name)] = spent
         return True
 
 
-def _kernels_only(graph: Any, name: str) -> bool:  # noqa: ANN401
-    """Whether a value is made and read by generated kernels alone."""
+def _size_of(buffer: Any) -> int:  # noqa: ANN401
+    """Bytes."""
+    return int(V.graph.get_allocation_storage_size(buffer)) * buffer.get_dtype().itemsize
+
+
+def _hands_through(graph: Any) -> bool:  # noqa: ANN401
+    """Whether a turn returns what it was given, which then lives longer than a turn."""
+    return any(name in graph.graph_inputs for name in graph.get_output_names())
+
+
+def _kernels_only(graph: Any, name: str, part: bool = False) -> bool:  # noqa: ANN401
+    """Whether a value is made and read by generated kernels alone; a part, beside its whole."""
     known: Any = graph.scheduler.name_to_buf.get(name)
     if known is None or name in graph.get_output_names():
         return False
-    users: Iterable[Any] = (user.node for user in known.users)
+    users: list[Any] = [user.node for user in known.users]
+    if part:  # which counts the readers of the whole among its own
+        users = [node for node in users if not isinstance(node, OutputNode)]
     if any(isinstance(node, OutputNode) or node.is_extern() for node in users):
         return False
     return known.defining_op is not None and not known.defining_op.is_extern()
