@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -130,7 +131,12 @@ class Layout:
 
     def width(self, shapes: Sequence[torch.Size]) -> int:
         """Real variables of one system in leaves of such shapes."""
-        return sum(shape.numel() for shape in shapes) * (1 + self.is_complex) // self.batch
+        # Not shape.numel(), which would write a free size into a program as the number it is now.
+        return sum(math.prod(shape) for shape in shapes) * (1 + self.is_complex) // self.batch
+
+    @cached_property
+    def _widths(self) -> list[int]:
+        return [self.width([shape]) for shape in self.shapes]
 
     def pack(self, y: State) -> Tensor:
         """The user's state as [B, N]; a view where the state is one contiguous tensor."""
@@ -160,7 +166,7 @@ class Layout:
         if len(self.shapes) == 1:
             leaf = self._shaped(flat, lead + self.shapes[0])
             return pytree.tree_unflatten([leaf], self.treespec)
-        parts = flat.split([self.width([shape]) for shape in self.shapes], dim=-1)
+        parts = flat.split(self._widths, dim=-1)
         pairs = zip(parts, self.shapes, strict=True)
         leaves = [self._shaped(part, lead + shape) for part, shape in pairs]
         return pytree.tree_unflatten(leaves, self.treespec)

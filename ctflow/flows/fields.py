@@ -186,4 +186,4 @@ class PotentialField(nn.Module):
 
     def _inner(self, t: Tensor, z: Tensor) -> Tensor:
         column = (t.reshape(1, 1) if t.dim() == 0 else expand_time(t, z)).to(z.dtype)
-        return self.inner(torch.cat([z, column.expand(len(z), 1)], dim=1))
+        return self.inner(torch.cat([z, column.expand(z.shape[0], 1)], dim=1))

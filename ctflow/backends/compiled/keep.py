@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,7 @@ def split(traced: Traced) -> Split:
     result = graph.graph.graph_copy(traced.pulled.graph, table)
     graph.graph.output(result)
     merge_equal(graph.graph)
+    _count_by_batch(graph.graph)
     nodes = list(graph.graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"]
     cotangent, given = inputs[2], inputs[3:]
@@ -119,6 +121,29 @@ def split(traced: Traced) -> Split:
     )
 
 
+def _count_by_batch(graph: fx.Graph) -> None:
+    """Let multiples of a free batch size follow from that of the last input, which is as long."""
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    sizes = last.meta["val"].shape
+    if not sizes or not isinstance(sizes[0], torch.SymInt):
+        return
+    batch: Any = sizes[0]
+    with graph.inserting_after(last):
+        size = graph.call_function(torch.ops.aten.sym_size.int, (last, 0))
+    size.meta["val"] = batch
+    for node in list(graph.nodes):
+        value: Any = node.meta.get("val")
+        if node is size or node.op != "call_function" or not isinstance(value, torch.SymInt):
+            continue
+        factor = value.node.expr / batch.node.expr
+        if factor.is_Integer:
+            with graph.inserting_before(node):
+                new = graph.call_function(operator.mul, (size, int(factor)))
+            new.meta["val"] = value
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+
+
 def _sizes(nodes: Sequence[fx.Node], known: set[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
     """Numbers that follow from sizes of the inputs alone; and the views whose sizes they are."""
     numbers: set[fx.Node] = set()
@@ -131,7 +156,7 @@ def _sizes(nodes: Sequence[fx.Node], known: set[fx.Node]) -> tuple[set[fx.Node],
             continue
         if isinstance(node.meta.get("val"), int | torch.SymInt):
             numbers.add(node)
-        elif isinstance(target, OpOverload) and target.is_view:
+        elif target is operator.getitem or (isinstance(target, OpOverload) and target.is_view):
             views.add(node)
     return numbers, views
 

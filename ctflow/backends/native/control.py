@@ -358,7 +358,7 @@ def next_node(nodes: Tensor, t: Tensor, span: Span) -> Tensor:
     """
     ahead = (nodes - t.unsqueeze(1)) * span.direction.unsqueeze(1)
     distance, nearest = torch.where(ahead > 0, ahead, torch.inf).min(dim=1)
-    node = nodes.expand(len(t), -1).gather(1, nearest.unsqueeze(1)).squeeze(1)
+    node = nodes.expand(t.shape[0], -1).gather(1, nearest.unsqueeze(1)).squeeze(1)
     before_the_end = distance < (span.t1 - t) * span.direction
     return torch.where(before_the_end, node, span.t1)
 
@@ -387,7 +387,7 @@ def _power(x: Tensor, exponent: float) -> Tensor:
     the two round differently; elements with a stride are all computed one by one, as is a single
     one.
     """
-    if len(x) == 1:
+    if x.shape[0] == 1:
         return x**exponent
     return torch.stack((x, x), dim=1)[:, 0] ** exponent
 

@@ -234,6 +234,50 @@ def test_direct_takes_any_batch_size_from_the_second_on(rows: tuple[int, ...]) -
     assert made == [2, 4, 4]
 
 
+class _Parts(_Pieces):
+    """The same with a second part of the state, which grows with the first."""
+
+    def forward(self, t: Tensor, y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # pyright: ignore
+        """[B, 2] and [B]."""
+        dy = self.last(self.net(y[0])) * (1 + t)
+        return dy, dy.square().sum(dim=1) - 0.1 * y[1]
+
+
+@pytest.mark.parametrize("coupling", ["shared", "per_sample"])
+@pytest.mark.parametrize(
+    ("gradient", "cost"),
+    [("checkpointed", False), ("checkpointed", True), ("direct", False), ("adjoint", False)],
+)
+def test_any_batch_size_is_served_from_the_second_on(
+    coupling: str, gradient: str, cost: bool
+) -> None:
+    """Of a state in parts, with steps of its own for each sample or not, or with a running cost."""
+    torch.manual_seed(0)
+    f, made = _Parts().double(), []
+    running = (lambda t, y: y[0].square().sum(dim=1)) if cost else None
+    with operator_by_operator():
+        for n in (5, 7, 12):
+            found: list[Tensor] = []
+            start = torch.randn(n, 2, dtype=torch.float64)
+            for backend in (CompiledBackend(), "native"):
+                y0 = start.clone().requires_grad_()
+                t = torch.linspace(0.0, 1.0, 3, dtype=torch.float64)
+                problem = ODEProblem(
+                    f, (y0, y0[:, 0].detach()), t, batched=True, running_cost=running
+                )
+                solver = Solver(
+                    backend, gradient=gradient, coupling=coupling, rtol=1e-7, atol=1e-7  # pyright: ignore
+                )  # fmt: skip
+                solution = solve(problem, solver)
+                loss = solution.y[0].square().sum() + solution.y[1].sum()
+                loss = loss if solution.cost is None else loss + solution.cost.sum()
+                wanted = (y0, *f.parameters())
+                found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, wanted)]))
+            assert float((found[0] - found[1]).norm()) <= 1e-6 * float(found[1].norm())
+            made.append(sum(len(family.stages) for family in job._FAMILIES.values()))
+    assert made == [2, 4, 4]
+
+
 def test_statistics_kept_beside_f_are_no_change_of_it() -> None:
     """A model that notes what its last solve cost trains, with one program each way."""
 
