@@ -20,6 +20,7 @@ from torch._inductor.codegen.wrapper import ReuseLine
 from torch._inductor.graph import SubgraphLowering
 from torch._inductor.scheduler import OutputNode
 from torch._inductor.virtualized import V
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 __all__ = ["lean_loops"]
 
@@ -49,19 +50,22 @@ struct CtflowBorrowed {
     }
     void reset() {}
 };
-struct CtflowPool {
+struct CtflowPool {  // a set for even turns, one for odd turns, one for what no other turn sees
     using RAIIAtenTensorHandle = torch::aot_inductor::RAIIAtenTensorHandle;
-    std::vector<RAIIAtenTensorHandle> kept[2];
+    std::vector<RAIIAtenTensorHandle> kept[3];
     int turn = 0;
+    static constexpr int own = 2;
     void next() { turn ^= 1; }
-    bool lacks(size_t i) {
-        if (kept[turn].size() <= i) kept[turn].resize(i + 1);
-        return kept[turn][i].get() == nullptr;
+    bool lacks(int set, size_t i) {
+        if (kept[set].size() <= i) kept[set].resize(i + 1);
+        return kept[set][i].get() == nullptr;
     }
-    void keep(size_t i, AtenTensorHandle made) { kept[turn][i] = RAIIAtenTensorHandle(made); }
-    AtenTensorHandle share(size_t i) {
+    void keep(int set, size_t i, AtenTensorHandle made) {
+        kept[set][i] = RAIIAtenTensorHandle(made);
+    }
+    AtenTensorHandle share(int set, size_t i) {
         AtenTensorHandle result = nullptr;
-        AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(kept[turn][i].get(), &result));
+        AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(kept[set][i].get(), &result));
         return result;
     }
 };
@@ -178,23 +182,26 @@ class LeanLoops(CppWrapperCpu):
         )
 
     def _pool_of(self, buffer: Any) -> str | None:  # noqa: ANN401
-        """The pool of the loop in which a value is made, if it is small and its size is known."""
+        """The pool of the loop in which a value is made, if its size is the same in every turn."""
         pool = self._pools.get(id(self.get_codegened_graph()))
-        if pool is None or not self._is_small(buffer):
+        if pool is None or not _is_plain(buffer) or buffer.get_is_pinned():
             return None
-        whole = list(V.graph.get_allocation_size(buffer)) == list(buffer.get_size())
-        return pool if whole and not buffer.get_is_pinned() else None
+        size = list(buffer.get_size())
+        if any(free_unbacked_symbols(extent) for extent in size):
+            return None
+        return pool if list(V.graph.get_allocation_size(buffer)) == size else None
 
     def _from_pool(self, buffer: Any, pool: str, make: Callable[[Any], str]) -> str:  # noqa: ANN401
-        """A tensor of the turn before the last, whose value nobody reads any more."""
-        name, place = buffer.get_name(), self._n_pooled
+        """A tensor of an earlier turn, whose value nobody reads any more."""
+        name, graph = buffer.get_name(), self.get_codegened_graph()
+        own = all(_stays(each, graph) for each in self._sharing(buffer))
+        where = f"{pool}.own" if own else f"{pool}.turn"
+        place = f"{where}, {self._n_pooled}"
         self._n_pooled += 1
         lines: list[Any] = self.wrapper_call._lines  # pyright: ignore[reportPrivateUsage]
         before = len(lines)
         make(buffer)
-        made = [
-            i for i in range(before, len(lines)) if "aoti_torch_empty_strided(" in str(lines[i])
-        ]
+        made = [i for i in range(before, len(lines)) if "aoti_torch_empty_strided" in str(lines[i])]
         if len(made) != 1:
             raise RuntimeError(f"expected one allocation of {name}, got {len(made)}")
         once = f"{lines[made[0]]} {pool}.keep({place}, {name}_handle);"
@@ -217,7 +224,8 @@ class LeanLoops(CppWrapperCpu):
         if self._is_local(base):
             start = f"{base.get_name()}.data_ptr() + {int(view.layout.offset)}"
         elif self._pool_of(base) and _kernels_only(self.get_codegened_graph(), name, part=True):
-            start = f"({kind}*){base.get_name()}.data_ptr() + {int(view.layout.offset)}"
+            offset = self.codegen_sizevar(view.layout.offset)
+            start = f"({kind}*){base.get_name()}.data_ptr() + {offset}"
         else:
             super().codegen_deferred_allocation(name, view)
             return
@@ -247,26 +255,30 @@ class LeanLoops(CppWrapperCpu):
                 return list(found.values())
             found.update((each.get_name(), each) for each in new)
 
-    def _is_small(self, buffer: Any) -> bool:  # noqa: ANN401
-        """Whether a value is one of the processor's, of a known size that is not worth a word."""
-        if buffer.get_device().type != "cpu" or not self.can_prove_buffer_has_static_shape(buffer):
-            return False
-        if buffer.get_dtype() not in DTYPE_TO_CPP or buffer.get_dtype().is_complex:
-            return False
-        return _size_of(buffer) <= _MOST_OF_ONE
-
     def _may_be_local(self, buffer: Any, graph: Any) -> bool:  # noqa: ANN401
-        if not self._is_small(buffer):
+        if not (_is_plain(buffer) and self.can_prove_buffer_has_static_shape(buffer)):
             return False
-        parts = [x.get_name() for x in buffer.inputs] if isinstance(buffer, ir.ConcatKernel) else []
-        if not all(_kernels_only(graph, name) for name in (buffer.get_name(), *parts)):
+        size = _size_of(buffer)
+        if size > _MOST_OF_ONE or not _stays(buffer, graph):
             return False
         most = _MOST if isinstance(graph, SubgraphLowering) else _MOST_OUTSIDE
-        spent = self._spent.get(str(graph.name), 0) + _size_of(buffer)
+        spent = self._spent.get(str(graph.name), 0) + size
         if spent > most:
             return False
         self._spent[str(graph.name)] = spent
         return True
+
+
+def _is_plain(buffer: Any) -> bool:  # noqa: ANN401
+    """Whether a value is one of the processor's, of numbers as C++ has them."""
+    kind = buffer.get_dtype()
+    return buffer.get_device().type == "cpu" and kind in DTYPE_TO_CPP and not kind.is_complex
+
+
+def _stays(buffer: Any, graph: Any) -> bool:  # noqa: ANN401
+    """Whether a value and its parts are seen by generated kernels alone."""
+    parts = [x.get_name() for x in buffer.inputs] if isinstance(buffer, ir.ConcatKernel) else []
+    return all(_kernels_only(graph, name) for name in (buffer.get_name(), *parts))
 
 
 def _size_of(buffer: Any) -> int:  # noqa: ANN401

@@ -72,10 +72,16 @@ class Small(nn.Module):
         return _loop(7, body, (x, torch.zeros(3)))
 
 
-def _package(module: nn.Module, inputs: State, path: Path) -> str:
-    """Compile with lean loops alone; the C++ that was written."""
+def _package(module: nn.Module, inputs: State, path: Path, free: bool = False) -> str:
+    """Compile with lean loops alone, for any number of rows or one; the C++ that was written."""
+    rows = {0: torch.export.Dim("rows", min=2)}
     with torch.no_grad():
-        exported = torch.export.export(module, inputs, strict=True)
+        exported = torch.export.export(
+            module,
+            inputs,
+            strict=True,
+            dynamic_shapes=tuple(rows for _ in inputs) if free else None,
+        )
         with lean_loops():
             torch._inductor.aoti_compile_and_package(exported, package_path=str(path))  # pyright: ignore
     with zipfile.ZipFile(path) as package:
@@ -83,24 +89,27 @@ def _package(module: nn.Module, inputs: State, path: Path) -> str:
         return package.read(name).decode()
 
 
-def test_what_is_handed_on_is_what_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("free", [False, True])
+def test_what_is_handed_on_is_what_it_was(tmp_path: Path, free: bool) -> None:
     """Over one turn and two, through a loop inside; a second run begins anew."""
     torch.manual_seed(0)
     x, y = torch.randn(3, 4), torch.randn(3, 4)
-    code = _package(Handed(), (x, y), tmp_path / "handed.pt2")
+    code = _package(Handed(), (x, y), tmp_path / "handed.pt2", free)
     assert code.count("_pool.next()") == 2
     program = build.Program(tmp_path / "handed.pt2")
-    for inputs in ((x, y), (y, x), (x, y)):
+    more = (torch.randn(70, 4), torch.randn(70, 4)) if free else (x, x)
+    for inputs in ((x, y), (y, x), more, (x, y)):
         before = [z.clone() for z in inputs]
         for found, wanted in zip(program(list(inputs)), _wanted(*inputs), strict=True):
             torch.testing.assert_close(found, wanted)
         assert all(torch.equal(z, old) for z, old in zip(inputs, before, strict=True))
 
 
-def test_a_turn_makes_no_tensor(tmp_path: Path) -> None:
+@pytest.mark.parametrize("free", [False, True])
+def test_a_turn_makes_no_tensor(tmp_path: Path, free: bool) -> None:
     """But the first two, which every later turn writes to again."""
     x = torch.randn(5, 2)
-    code = _package(Small(), (x,), tmp_path / "small.pt2")
+    code = _package(Small(), (x,), tmp_path / "small.pt2", free)
     body = code[code.index("while (1)") :].split("\n    }\n")[0]
     made = [line for line in body.splitlines() if "aoti_torch_empty_strided(" in line]
     assert made
