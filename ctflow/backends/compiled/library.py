@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from ctflow.backends.compiled.trial import Looped, check
 from ctflow.errors import Unsupported
 
 __all__ = ["Family", "Free", "Inputs", "Sketch", "Stage"]
+
+logger = logging.getLogger("ctflow.compiled")
 
 Sizes = tuple[tuple[int, ...], ...]
 Make = Callable[["Sketch", Sequence[Tensor]], Looped]
@@ -159,8 +162,12 @@ class Family:
             if wider is not None:
                 try:
                     return self._make(inputs, sizes, wider, make)
-                except Unsupported:
-                    break  # `f` has its batch size written into it: one program for each
+                except Unsupported as error:
+                    logger.warning(
+                        "%s: every batch size is compiled for itself, because %s; is there a "
+                        "len(x) in it that could be x.shape[0]?", self.name, error,
+                    )  # fmt: skip
+                    break
         return self._make(inputs, sizes, fixed, make)
 
     def _make(self, inputs: Inputs, sizes: Sizes, free: Dimensions, make: Make) -> Stage:

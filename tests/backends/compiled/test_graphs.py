@@ -278,6 +278,18 @@ def test_any_batch_size_is_served_from_the_second_on(
     assert made == [2, 4, 4]
 
 
+def test_a_size_that_f_writes_into_itself_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Every batch size is compiled then, tens of seconds each; the answers are right."""
+    with operator_by_operator(), caplog.at_level("WARNING", "ctflow.compiled"):
+        for n in (3, 4):
+            y0 = torch.ones(n, 2, dtype=torch.float64)
+            y = solve(ODEProblem(lambda t, y: -y * len(y), y0, [0.0, 1.0]), "compiled").y
+            torch.testing.assert_close(y[-1], y0 * torch.e**-n, rtol=1e-4, atol=1e-4)
+    (record,) = caplog.records
+    assert "every batch size is compiled for itself" in record.getMessage()
+    assert "x.shape[0]" in record.getMessage()
+
+
 def test_statistics_kept_beside_f_are_no_change_of_it() -> None:
     """A model that notes what its last solve cost trains, with one program each way."""
 
