@@ -232,7 +232,7 @@ class _Reader:
             or _entry(node, forms[0], put)
             or self._sum(node, forms, put)
         )
-        if form is not None:
+        if form is not None and (not isinstance(form, _Entries) or _is_column(node)):
             self.forms[node] = form
 
     def _constant(self, node: fx.Node, forms: Sequence[_Form | None], put: _Put) -> _Form | None:
@@ -345,7 +345,7 @@ class _Reader:
             parts = [self.forms.get(x) for x in listed]
             apart = target is _ATEN.stack.default or _shape(listed[0])[along] == 1
             return _Stack(tuple(parts), along % dim) if parts and apart else None
-        if target is _ATEN.sum.dim_IntList and isinstance(first, _Stack):
+        if target is _ATEN.sum.dim_IntList and isinstance(first, _Stack) and not node.kwargs:
             along = args[1]
             dim = len(_shape(args[0]))
             if isinstance(along, list) and [x % dim for x in along] == [first.along]:
@@ -362,6 +362,11 @@ def _node(value: object) -> fx.Node:
 def _shape(node: object) -> tuple[Any, ...]:
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def _is_column(node: fx.Node) -> bool:
+    """Whether it has one number for each sample: [B] or [B, 1]."""
+    return len(_shape(node)) == 1 or _shape(node)[1:] == (1,)
 
 
 def _expanded(node: fx.Node, put: _Put) -> _Number | _Row | None:
@@ -420,9 +425,7 @@ def _entry(node: fx.Node, form: _Form | None, put: _Put) -> _Form | None:
     """Columns of the last product, down to one; and their views."""
     target, args = node.target, node.args
     if target in _SHAPED:
-        if isinstance(form, _Entries):
-            return form if len(_shape(node)) == 1 or _shape(node)[1:] == (1,) else None
-        return form if _shape(args[0]) == _shape(node) else None
+        return form if isinstance(form, _Entries) or _shape(args[0]) == _shape(node) else None
     if not isinstance(form, _Columns) or len(args) < 3 or args[1] not in (1, -1):
         return None
     bounds: Any = args[2:]

@@ -109,6 +109,28 @@ def _by_tape(net: Net) -> Callable[..., list[Tensor]]:
     return found
 
 
+def _by_cat(net: Net) -> Callable[..., list[Tensor]]:
+    """Entries side by side in a matrix; a sum along its rows, and what is done to it after."""
+
+    def found(x: Tensor, *weights: Tensor) -> list[Tensor]:
+        value, rows = net.rows(x, *weights)
+        diagonal = torch.cat([row[:, i : i + 1] for i, row in enumerate(rows)], dim=1)
+        return [value, 2 * diagonal.sum(dim=1, keepdim=True).t()]
+
+    return found
+
+
+def _by_kept(net: Net) -> Callable[..., list[Tensor]]:
+    """A sum that keeps its dimension, in front of the samples, and one in another dtype."""
+
+    def found(x: Tensor, *weights: Tensor) -> list[Tensor]:
+        value, rows = net.rows(x, *weights)
+        diagonal = torch.stack([row[:, i] for i, row in enumerate(rows)])
+        return [value, diagonal.sum(0, keepdim=True), diagonal.sum(0, dtype=torch.float32)]
+
+    return found
+
+
 def _graph(function: Callable[..., Any], inputs: list[Tensor]) -> fx.GraphModule:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = [mode.from_tensor(x) for x in inputs]
@@ -144,7 +166,7 @@ def test_a_trace_takes_one_product(hidden: int, activation: str) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("way", [_by_slices, _by_stack, _by_tape])
+@pytest.mark.parametrize("way", [_by_slices, _by_stack, _by_tape, _by_cat])
 @pytest.mark.parametrize("hidden", [1, 2])
 def test_however_it_is_written(
     hidden: int, way: Callable[[Net], Callable[..., list[Tensor]]]
@@ -205,7 +227,8 @@ def _scaled_by_state(net: Net) -> Callable[..., list[Tensor]]:
 
 
 @pytest.mark.parametrize(
-    ("hidden", "way"), [(3, _by_stack), (2, _with_norm), (2, _single), (2, _scaled_by_state)]
+    ("hidden", "way"),
+    [(3, _by_stack), (2, _with_norm), (2, _single), (2, _scaled_by_state), (2, _by_kept)],
 )
 def test_what_gains_nothing_stays_as_it_is(
     hidden: int, way: Callable[[Net], Callable[..., list[Tensor]]]
