@@ -226,7 +226,7 @@ def _check_leaf(leaf: object, name: str) -> None:
 
 def _check_finite(leaf: Tensor, name: str) -> None:
     leaf = plain(leaf)
-    if math.isfinite(abs(leaf.sum())):  # one pass; a sum may overflow where no element did
+    if math.isfinite(abs(leaf.sum().item())):  # one pass; a sum may overflow where no element did
         return
     bad = ~torch.isfinite(leaf)
     if bad.any():

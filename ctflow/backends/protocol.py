@@ -318,17 +318,17 @@ def _first_accepted(
     for, and not a choice that was ours.
     """
     first = _with(solver, **{field: values[0]})
-    if len(values) == 1:
+    if len(values) == 1 or not (n_reasons := len(backend.refuse(problem, first))):
         return first
-    fewest: tuple[int, Solver] | None = None
-    for value in values:
+    fewest = (n_reasons, first)
+    for value in values[1:]:
         choice = _with(solver, **{field: value})
         n_reasons = len(backend.refuse(problem, choice))
         if not n_reasons:
             return choice
-        if fewest is None or n_reasons < fewest[0]:
+        if n_reasons < fewest[0]:
             fewest = (n_reasons, choice)
-    return first if fewest is None else fewest[1]
+    return fewest[1]
 
 
 def check(
@@ -394,8 +394,9 @@ def _reasons(problem: ODEProblem, solver: Solver, backend: Backend) -> list[str]
         reasons.append("it has no dense output")
     if leaves_of(problem.y0)[0].is_complex() and Feature.COMPLEX not in backend.features:
         reasons.append("it integrates no complex states; torch.view_as_real makes them real")
+    given = (problem.y0, problem.t, problem.args, problem.params)
     if Feature.TRANSFORMS not in backend.features and touched(
-        leaves_of((problem.y0, problem.t, problem.args, problem.params))
+        leaf for tree in given for leaf in leaves_of(tree)
     ):
         reasons.append("it cannot be used under torch.func transforms or in forward mode")
     if problem.local_error and Feature.LOCAL_ERROR not in backend.features:

@@ -120,9 +120,11 @@ def forward(job: Job, y: Tensor) -> Found:
         ends.append((records, told.n))
         if not told.on_the_way:
             break
-    status = ticks[0].cpu()
+    if y.device.type != "cpu":
+        ticks, counts = ticks.cpu(), counts.cpu()
+    status = ticks[0]
     stops = _stops(status, ticks, clock) if told.failed else ()
-    counted = Counts(*counts.cpu().unbind(0))
+    counted = Counts(*counts.unbind(0))
     outcome = Outcome(status, counted, stops, _Trace(times, ends), clock[1])
     return Found(out, outcome, [] if job.keeps_nothing else runs, clock[2])
 

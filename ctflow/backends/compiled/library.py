@@ -134,21 +134,22 @@ class Family:
     memory: int | None = None
     kept: dict[object, list[tuple[torch.Size, torch.dtype]]] = field(default_factory=dict[Any, Any])
     lock: threading.Lock = field(default_factory=threading.Lock)
-    _last: tuple[Sizes, Stage] | None = None
+    _last: tuple[list[torch.Size], Stage] | None = None
 
     def get(self, inputs: Inputs, make: Make) -> Program:
         """The program for these inputs, made now if need be."""
-        sizes = tuple(tuple(x.shape) for x in inputs.tensors)
-        if self._last is not None and self._last[0] == sizes:
+        shapes = [x.shape for x in inputs.tensors]
+        if self._last is not None and self._last[0] == shapes:
             return self._last[1].program
+        sizes = tuple(map(tuple, shapes))
         with self.lock:
             for stage in self.stages:
                 if stage.takes(sizes):
-                    self._last = (sizes, stage)
+                    self._last = (shapes, stage)
                     return stage.program
             stage = self._new(inputs, sizes, make)
             self.stages.append(stage)
-            self._last = (sizes, stage)
+            self._last = (shapes, stage)
             return stage.program
 
     def _new(self, inputs: Inputs, sizes: Sizes, make: Make) -> Stage:
