@@ -34,6 +34,7 @@ logger = logging.getLogger("ctflow.compiled")
 _OPTIONS: Mapping[str, Any] = MappingProxyType(
     {
         "cpp.enable_floating_point_contract_flag": "fast",
+        "cpp.min_chunk_size": 1024,  # elements that are worth a thread: to wake one takes as long
         "aot_inductor.use_runtime_constant_folding": False,
     }
 )
