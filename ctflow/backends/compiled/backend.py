@@ -120,9 +120,7 @@ class CompiledBackend:
         reads = read(problem)
         _refuse_transforms(problem, reads)
         times = problem.t.to(widest(problem.t.device))
-        alone = times.dim() == layout.batch == 1
-        times = times.unsqueeze(0) if alone else times.expand(layout.batch, -1)
-        times = times.contiguous()
+        times = times.expand(layout.batch, -1).contiguous()
         y0 = layout.pack(problem.y0)
         wanted = None
         if torch.is_grad_enabled():

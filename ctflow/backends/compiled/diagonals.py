@@ -20,10 +20,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
-from ctflow.backends.compiled.rewrite import frozen, merge_equal
+from ctflow.backends.compiled.equality import frozen, merge_equal
 from ctflow.backends.compiled.splice import spliced
 
-__all__ = ["condensed", "same"]
+__all__ = ["condensed"]
 
 _ATEN = torch.ops.aten
 _LINEAR = (  # in their first argument: derivatives of activations, and products with numbers
@@ -54,7 +54,6 @@ _EMPTY = (
 )
 _SHAPED = (_ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.reshape.default)
 _PRODUCTS = (_ATEN.mm.default, _ATEN.addmm.default)
-_FEW = 64  # numbers that are compared one by one
 
 
 @dataclass(frozen=True)
@@ -149,66 +148,6 @@ def condensed(graph: fx.GraphModule) -> fx.GraphModule | None:
 def _n_products(graph: fx.Graph) -> int:
     """Matrix products of a batch."""
     return sum(node.target in _PRODUCTS and _shape(node)[0] != 1 for node in graph.nodes)
-
-
-def same(a: fx.GraphModule, b: fx.GraphModule) -> bool:
-    """Whether two graphs do the same operations, and add up the same, in whatever order."""
-    known: dict[object, int] = {}
-    return _named_outputs(a, known) == _named_outputs(b, known)
-
-
-def _named_outputs(graph: fx.GraphModule, known: dict[object, int]) -> object:
-    """What a graph returns, by numbers that stand for the same in all graphs of one table.
-
-    A node is a number, and whether it is what the number stands for turned: (x + y)^T is x^T + y^T.
-    """
-    names: dict[fx.Node, tuple[int, bool]] = {}
-    terms: dict[int, tuple[int, ...]] = {}
-    inputs = 0
-
-    def named(value: object) -> object:
-        if isinstance(value, fx.Node):
-            return ("node", *names[value])
-        if isinstance(value, list | tuple):
-            return tuple(named(x) for x in value)
-        return frozen(value)
-
-    for node in graph.graph.nodes:
-        target, args, turned = node.target, node.args, False
-        if node.op == "output":
-            return named(args[0])
-        if target is _ATEN.t.default:
-            number, turned = names[_node(args[0])]
-            names[node] = (number, not turned)
-            continue
-        if node.op == "placeholder":
-            key: object = ("input", inputs)
-            inputs += 1
-        elif node.op == "get_attr":
-            key = ("constant", _content(getattr(graph, str(target))))
-        elif target is _ATEN.add.Tensor and _are_alike(args, names) and not node.kwargs:
-            turned = names[_node(args[0])][1]
-            parts = [names[_node(x)][0] for x in args]
-            key = ("sum", tuple(sorted(y for x in parts for y in terms.get(x, (x,)))))
-            terms[known.setdefault(key, len(known))] = key[1]
-        else:
-            key = (target, named(args), tuple((k, named(v)) for k, v in node.kwargs.items()))
-        names[node] = (known.setdefault(key, len(known)), turned)
-    return None
-
-
-def _are_alike(args: Sequence[object], names: dict[fx.Node, tuple[int, bool]]) -> bool:
-    """Whether all are nodes of one shape, turned or not."""
-    nodes = [x for x in args if isinstance(x, fx.Node)]
-    alike = len({(_shape(x), names[x][1]) for x in nodes}) == 1
-    return alike and len(nodes) == len(args)
-
-
-def _content(constant: object) -> object:
-    """What tells a constant from others: its numbers where they are few, or that it is itself."""
-    if type(constant) is Tensor and constant.numel() <= _FEW:
-        return (str(constant.dtype), tuple(constant.shape), repr(constant.tolist()))
-    return id(constant)
 
 
 class _Reader:

@@ -149,9 +149,11 @@ class _Trace(Sequence[Tensor]):
 
 
 @lru_cache(maxsize=64)
-def _names(inside: bool, keeps_states: bool, kept: tuple[int, ...]) -> list[tuple[str | None, ...]]:
+def _names(
+    inside: bool, keeps_states: bool, kept: tuple[int, ...]
+) -> tuple[tuple[str | None, ...], ...]:
     """Which sizes of the first inputs are free from the start; `kept` by their dimensions."""
-    return [
+    return (
         (None,),
         (None, "outputs" if inside else None),
         (None, None),
@@ -161,7 +163,7 @@ def _names(inside: bool, keeps_states: bool, kept: tuple[int, ...]) -> list[tupl
         RECORD_NAMES if keeps_states else (None,),
         (*RECORD_NAMES, None) if inside else (None,),
         *(("records", *(None,) * dim) for dim in kept),
-    ]
+    )
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

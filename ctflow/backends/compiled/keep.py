@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from ctflow.backends.compiled.rewrite import merge_equal
+from ctflow.backends.compiled.equality import merge_equal
 from ctflow.backends.compiled.trace import Traced
 from ctflow.errors import Unsupported
 

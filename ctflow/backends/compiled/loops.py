@@ -108,7 +108,7 @@ class LeanLoops(CppWrapperCpu):
         self._local: dict[str, bool] = {}
         self._spent: dict[str, int] = {}
         self._pools: dict[int, str] = {}
-        self._first: set[int] = set()
+        self._turns: dict[int, str] = {}
         self._n_pooled = 0
 
     @staticmethod
@@ -139,7 +139,7 @@ class LeanLoops(CppWrapperCpu):
             pool = f"{while_loop.get_name()}_pool"
             self.writeline(f"CtflowPool {pool};")
             self._pools.update((id(part), pool) for part in parts)
-            self._first.add(id(parts[0]))
+            self._turns[id(parts[0])] = pool
         try:
             super().codegen_while_loop(while_loop, stack_output)
         finally:
@@ -160,7 +160,7 @@ class LeanLoops(CppWrapperCpu):
         if not self._in_loop:
             super().codegen_subgraph_prefix(subgraph, outer_inputs, outer_outputs)
             return
-        if (pool := self._pools.get(id(subgraph.graph))) and id(subgraph.graph) in self._first:
+        if pool := self._turns.get(id(subgraph.graph)):
             self.writeline(f"{pool}.next();")
         for (name, value), outer in zip(
             subgraph.graph.graph_inputs.items(), outer_inputs, strict=True
@@ -201,11 +201,9 @@ class LeanLoops(CppWrapperCpu):
         lines: list[Any] = self.wrapper_call._lines  # pyright: ignore[reportPrivateUsage]
         before = len(lines)
         make(buffer)
-        made = [i for i in range(before, len(lines)) if "aoti_torch_empty_strided" in str(lines[i])]
-        if len(made) != 1:
-            raise RuntimeError(f"expected one allocation of {name}, got {len(made)}")
-        once = f"{lines[made[0]]} {pool}.keep({place}, {name}_handle);"
-        lines[made[0]] = f"if ({pool}.lacks({place})) {{ {once} }}"
+        (made,) = (i for i in range(before, len(lines)) if "empty_strided" in str(lines[i]))
+        once = f"{lines[made]} {pool}.keep({place}, {name}_handle);"
+        lines[made] = f"if ({pool}.lacks({place})) {{ {once} }}"
         return f"RAIIAtenTensorHandle {name}({pool}.share({place}));"
 
     def make_buffer_reuse(self, old: Any, new: Any, delete_old: bool) -> str:  # noqa: ANN401

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from ctflow.backends.compiled.equality import is_pure, merge_equal
 from ctflow.backends.compiled.products import HAS_ONEDNN, LARGE, UNROLLED, by_onednn
 from ctflow.backends.compiled.splice import settled, spliced
 
-__all__ = ["frozen", "improved", "merge_equal", "outputs_of", "split_constant"]
+__all__ = ["improved", "outputs_of", "split_constant"]
 
 _SMALL = 8192  # multiplications below which a library call costs more than the product
 _NARROW = 4  # columns up to which the libraries are slow
@@ -37,7 +38,6 @@ _BEND = 1.1  # where the two ways of writing it are equally exact
 
 _ATEN = torch.ops.aten
 _NUMBERS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)  # sizes, say
-_DETACHED = (_ATEN.detach.default, _ATEN.alias.default, _ATEN.detach_copy.default)
 
 
 def improved(graph: fx.GraphModule, exact: bool) -> fx.GraphModule:
@@ -113,7 +113,7 @@ def split_constant(
             constant.add(node)
         elif node.op == "call_function" and node.all_input_nodes:
             part = node.target is operator.getitem  # of several results, which go together
-            movable = (part or _moves(node)) and not isinstance(node.meta.get("val"), _NUMBERS)
+            movable = (part or is_pure(node)) and not isinstance(node.meta.get("val"), _NUMBERS)
             if movable and constant.issuperset(node.all_input_nodes):
                 constant.add(node)
     used = [
@@ -166,40 +166,6 @@ def _undone(node: fx.Node) -> fx.Node:
         return node
     same = (shown.shape, shown.stride()) == (whole.shape, whole.stride())
     return root if same and shown.storage_offset() == whole.storage_offset() else node
-
-
-def _moves(node: fx.Node) -> bool:
-    """Whether a node is a pure function of tensors."""
-    target = node.target
-    return isinstance(target, OpOverload) and not target._schema.is_mutable  # pyright: ignore
-
-
-def merge_equal(graph: fx.Graph) -> None:
-    """Compute once what is computed twice, in a graph of which no derivative is taken any more."""
-    known: dict[object, fx.Node] = {}
-    for node in list(graph.nodes):
-        if node.target in _DETACHED:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-            continue
-        if node.op != "call_function" or not (_moves(node) or node.target is operator.getitem):
-            continue
-        key = (node.target, frozen(node.args), frozen(node.kwargs))
-        first = known.setdefault(key, node)
-        if first is not node:
-            node.replace_all_uses_with(first)
-            graph.erase_node(node)
-
-
-def frozen(value: Any) -> object:  # noqa: ANN401
-    """Something that is equal for equal arguments of an operation, and can be looked up."""
-    if isinstance(value, list | tuple):
-        return (type(value).__name__, *(frozen(item) for item in value))
-    if isinstance(value, dict):
-        return tuple((key, frozen(item)) for key, item in value.items())
-    if isinstance(value, bool | int | float | str | type(None)):
-        return (type(value), repr(value))
-    return value if isinstance(value, fx.Node) else (type(value), str(value))
 
 
 _Rewrite = tuple[Callable[..., Tensor], Sequence[fx.Node]]

@@ -15,9 +15,9 @@ from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ctflow.backends.compiled.columns import by_columns
-from ctflow.backends.compiled.diagonals import condensed, same
+from ctflow.backends.compiled.diagonals import condensed
+from ctflow.backends.compiled.equality import merge_equal, same
 from ctflow.backends.compiled.reads import Reads
-from ctflow.backends.compiled.rewrite import merge_equal
 from ctflow.backends.field import Field
 from ctflow.errors import CtflowError, InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
@@ -107,7 +107,7 @@ def trace(
         plain = derivative(forward)
         if backward is None or plain is None:
             forward = shorter
-        elif same(plain, backward):  # else `f` keeps a part of it from its derivative
+        elif same(plain, backward):  # else `f` detaches something, which its graph does not
             forward, backward = shorter, derivative(shorter)
     for graph in (forward, backward):
         if graph is not None:

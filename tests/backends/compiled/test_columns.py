@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ctflow.backends.compiled.columns import by_columns
-from ctflow.backends.compiled.rewrite import merge_equal
+from ctflow.backends.compiled.equality import merge_equal
 from ctflow.backends.compiled.trace import graph_of
 
 ROWS = 128

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ctflow.backends.compiled.diagonals import condensed, same
-from ctflow.backends.compiled.rewrite import merge_equal
+from ctflow.backends.compiled.diagonals import condensed
+from ctflow.backends.compiled.equality import merge_equal, same
 from ctflow.backends.compiled.trace import graph_of
 from ctflow.flows.products import vjp
 
