@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,11 @@ __all__ = ["frozen", "is_pure", "merge_equal", "same"]
 
 _ATEN = torch.ops.aten
 _DETACHED = (_ATEN.detach.default, _ATEN.alias.default, _ATEN.detach_copy.default)
+_CUT: dict[object, tuple[int, int]] = {  # which argument has the values, and where the cut begins
+    _ATEN.slice.Tensor: (0, 2),
+    _ATEN.slice_scatter.default: (1, 3),
+    _ATEN.slice_backward.default: (0, 3),
+}
 _FEW = 64  # numbers that are compared one by one
 
 
@@ -23,12 +29,29 @@ def is_pure(node: fx.Node) -> bool:
     return isinstance(target, OpOverload) and not target._schema.is_mutable  # pyright: ignore
 
 
+def _stand_in(node: fx.Node) -> fx.Node | None:
+    """What a node is in other words; None where it is something of its own.
+
+    Of a free size x[:, i] is cut along both dimensions, along the first from its start to its end.
+    """
+    if node.target in _DETACHED:
+        return node.all_input_nodes[0]
+    if node.target not in _CUT:
+        return None
+    which, first = _CUT[node.target]
+    along = node.args[first:]
+    whole = len(along) >= 2 and along[0] in (0, None) and along[1] == sys.maxsize
+    found = node.args[which]
+    return found if whole and along[2:] in ((), (1,)) and isinstance(found, fx.Node) else None
+
+
 def merge_equal(graph: fx.Graph) -> None:
     """Compute once what is computed twice, in a graph of which no derivative is taken any more."""
     known: dict[object, fx.Node] = {}
     for node in list(graph.nodes):
-        if node.target in _DETACHED:
-            node.replace_all_uses_with(node.args[0])
+        whole = _stand_in(node)
+        if whole is not None:
+            node.replace_all_uses_with(whole)
             graph.erase_node(node)
             continue
         if node.op != "call_function" or not (is_pure(node) or node.target is operator.getitem):
@@ -84,6 +107,8 @@ def _named_outputs(graph: fx.GraphModule, known: dict[object, int]) -> object:
         if node.op == "placeholder":
             key: object = ("input", inputs)
             inputs += 1
+        elif isinstance(size := node.meta.get("val"), torch.SymInt):
+            key = ("size", str(size))  # by whatever way it was found
         elif node.op == "get_attr":
             key = ("constant", _content(getattr(graph, str(target))))
         elif target is _ATEN.add.Tensor and _are_alike(args, names) and not node.kwargs:
@@ -100,7 +125,7 @@ def _named_outputs(graph: fx.GraphModule, known: dict[object, int]) -> object:
 def _are_alike(args: Sequence[object], names: dict[fx.Node, tuple[int, bool]]) -> bool:
     """Whether all are nodes of one shape, turned or not."""
     nodes = [x for x in args if isinstance(x, fx.Node)]
-    alike = len({(tuple(x.meta["val"].shape), names[x][1]) for x in nodes}) == 1
+    alike = len({(str(x.meta["val"].shape), names[x][1]) for x in nodes}) == 1
     return alike and len(nodes) == len(args)
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ctflow.backends.compiled.diagonals import condensed
 from ctflow.backends.compiled.equality import merge_equal, same
+from ctflow.backends.compiled.library import Free, Sketch
 from ctflow.backends.compiled.trace import graph_of
 from ctflow.flows.products import vjp
 
@@ -55,7 +55,7 @@ class Net:
 
     def __call__(self, x: Tensor, *weights: Tensor) -> Tensor:
         """[B, 3] to [B, 3]."""
-        h = torch.cat([x, x.new_full((len(x), 1), 0.3)], dim=1)
+        h = torch.cat([x, x.new_full((x.shape[0], 1), 0.3)], dim=1)
         for i in range(0, len(weights), 2):
             h = nn.functional.linear(h if i == 0 else self.activation(h), *weights[i : i + 2])
         return h
@@ -99,7 +99,7 @@ def _by_tape(net: Net) -> Callable[..., list[Tensor]]:
         with torch.enable_grad():
             x = x.requires_grad_() if x.is_leaf else x
             value = net(x, *weights)
-            total = torch.zeros(len(x), 1, dtype=x.dtype)
+            total = torch.zeros(x.shape[0], 1, dtype=x.dtype)
             for i in range(SIZE):
                 (row,) = torch.autograd.grad(value[:, i].sum(), x, create_graph=True)
                 entry = row[:, i : i + 1]
@@ -131,9 +131,16 @@ def _by_kept(net: Net) -> Callable[..., list[Tensor]]:
     return found
 
 
-def _graph(function: Callable[..., Any], inputs: list[Tensor]) -> fx.GraphModule:
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = [mode.from_tensor(x) for x in inputs]
+def _graph(
+    function: Callable[..., Any], inputs: list[Tensor], free: bool = False
+) -> fx.GraphModule:
+    """Of functional operations, for any number of rows or as many as there are."""
+    sketch = Sketch(["rows"] if free else [])
+    rows = Free("rows", 1) if free else None
+    x, *weights = inputs
+    fake = [sketch.tensor(x, (rows, None)), *(sketch.tensor(w, (None,) * w.dim()) for w in weights)]
+    sketch.mode.allow_non_fake_inputs = True
+    with sketch.mode:
         graph = graph_of(function, fake)
         graph = graph_of(torch.func.functionalize(graph, remove="mutations"), fake)
     graph.graph.eliminate_dead_code()
@@ -143,14 +150,15 @@ def _graph(function: Callable[..., Any], inputs: list[Tensor]) -> fx.GraphModule
 
 
 def _shorter(graph: fx.GraphModule) -> fx.GraphModule | None:
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    mode: Any = next(iter(graph.graph.nodes)).meta["val"].fake_mode
+    with mode:
         return condensed(graph)
 
 
 def _products(graph: fx.GraphModule) -> int:
     """Those of the batch."""
     nodes = [n for n in graph.graph.nodes if n.target in (ATEN.mm.default, ATEN.addmm.default)]
-    return sum(node.meta["val"].shape[0] == ROWS for node in nodes)
+    return sum(node.meta["val"].shape[0] != 1 for node in nodes)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -168,13 +176,14 @@ def test_a_trace_takes_one_product(hidden: int, activation: str) -> None:
 
 @pytest.mark.parametrize("way", [_by_slices, _by_stack, _by_tape, _by_cat])
 @pytest.mark.parametrize("hidden", [1, 2])
+@pytest.mark.parametrize("free", [False, True])
 def test_however_it_is_written(
-    hidden: int, way: Callable[[Net], Callable[..., list[Tensor]]]
+    hidden: int, way: Callable[[Net], Callable[..., list[Tensor]]], free: bool
 ) -> None:
     """By torch.func or autograd, in columns or vectors, added, subtracted or stacked."""
     net = Net(hidden)
     function = way(net)
-    after = _shorter(_graph(function, net.inputs))
+    after = _shorter(_graph(function, net.inputs, free))
     assert after is not None
     assert _products(after) == hidden + 2
     for found, wanted in zip(after(*net.inputs), function(*net.inputs), strict=True):

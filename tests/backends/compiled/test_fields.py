@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctflow import ODEProblem, Solver, solve
+from ctflow.backends.compiled import job
 from ctflow.backends.compiled.backend import CompiledBackend
+from ctflow.backends.compiled.trace import Traced
 from ctflow.dynamics import ConvField
 from ctflow.state import expand_time
+from tests.backends.compiled.conftest import operator_by_operator
 
 DTYPE = torch.float64
 TIMES = torch.tensor([0.0, 0.3, 0.8, 1.0], dtype=DTYPE)
@@ -102,7 +106,7 @@ class RowByRow(Divergence):
         """[B, 2] and [B]."""
 
         def drift(x: Tensor) -> Tensor:
-            return self.net(torch.cat((x, t.expand(len(x), 1)), dim=1))
+            return self.net(torch.cat((x, t.expand(x.shape[0], 1)), dim=1))
 
         velocity, pull = torch.func.vjp(drift, y[0])
         rows = [pull(e.expand_as(velocity))[0] for e in torch.eye(2, dtype=velocity.dtype)]
@@ -181,6 +185,34 @@ def _run(f: Callable[..., object], y0: Tensor, solver: Solver) -> tuple[list[Ten
     gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)  # pyright: ignore
     flat = torch.cat([g.reshape(-1) for g in gradients])
     return [x.detach() for x in states], flat, int(solution.stats.forward.n_steps)
+
+
+def test_a_trace_by_one_product_is_for_any_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its derivative too, unless `f` keeps a part of it from that."""
+    products: dict[bool, list[int]] = {False: [], True: []}
+    follow = job.trace
+
+    def followed(*args: Any) -> Traced:  # noqa: ANN401
+        found = follow(*args)
+        if found.pulled is not None:
+            targets = [node.target for node in found.pulled.graph.nodes]
+            kinds = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+            products[f.detached].append(sum(target in kinds for target in targets))
+        return found
+
+    monkeypatch.setattr(job, "trace", followed)
+    with operator_by_operator():
+        for detached in (False, True):
+            torch.manual_seed(0)
+            f = RowByRow(detached).to(DTYPE)
+            for n in (5, 7):
+                y0 = 0.5 * torch.randn(n, 2, dtype=DTYPE)
+                _, gradient, _ = _run(f, y0, COMPILED)
+                _, wanted, _ = _run(f, y0, NATIVE)
+                torch.testing.assert_close(gradient, wanted, rtol=1e-7, atol=1e-9)
+    condensed, whole = set(products[False]), set(products[True])
+    assert len(condensed) == len(whole) == 1
+    assert max(condensed) < min(whole)
 
 
 @pytest.mark.usefixtures("either_way")
