@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from ctflow.backends.compiled.equality import merge_equal
 from ctflow.backends.compiled.trace import Traced
@@ -70,9 +71,7 @@ def split(traced: Traced) -> Split:
         if node.op != "output" and late.intersection(node.all_input_nodes):
             late.add(node)
     outputs: Any = graph.graph.output_node().args[0]
-    y = inputs[1]
-    sizes, shown = _sizes(nodes, {y, *given})
-    constant = _constant(nodes, given) | sizes
+    constant = _constant(nodes, given)
     crossing = [
         node
         for node in nodes
@@ -99,18 +98,13 @@ def split(traced: Traced) -> Split:
     own = {cotangent: _like(second.placeholder("cotangent"), cotangent)}
     for i, node in enumerate(saved):
         own[node] = _like(second.placeholder(f"saved_{i}"), node)
-    shaped = {y: own[cotangent]}  # of the same size as y and its views, with other values
     for node in given:
         placeholder = _like(second.placeholder(node.name), node)
         own.setdefault(node, placeholder)
     for node in nodes:
         if node in own or node.op not in ("call_function", "get_attr"):
             continue
-        if node in shown:
-            shaped[node] = second.node_copy(node, lambda x: shaped.get(x) or own[x])
-        if node in sizes:
-            own[node] = second.node_copy(node, lambda x: shaped.get(x) or own[x])
-        elif all(x in own for x in node.all_input_nodes):
+        if all(x in own for x in node.all_input_nodes):
             own[node] = second.node_copy(node, own.__getitem__)
     second.output(tuple(own[node] for node in outputs[1:]))
     second.eliminate_dead_code()
@@ -122,7 +116,7 @@ def split(traced: Traced) -> Split:
 
 
 def _count_by_batch(graph: fx.Graph) -> None:
-    """Let multiples of a free batch size follow from that of the last input, which is as long."""
+    """Let every size follow from that of the last input, which is as long as the batch."""
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     sizes = last.meta["val"].shape
     if not sizes or not isinstance(sizes[0], torch.SymInt):
@@ -135,30 +129,15 @@ def _count_by_batch(graph: fx.Graph) -> None:
         value: Any = node.meta.get("val")
         if node is size or node.op != "call_function" or not isinstance(value, torch.SymInt):
             continue
-        factor = value.node.expr / batch.node.expr
-        if factor.is_Integer:
-            with graph.inserting_before(node):
-                new = graph.call_function(operator.mul, (size, int(factor)))
-            new.meta["val"] = value
-            node.replace_all_uses_with(new)
-            graph.erase_node(node)
-
-
-def _sizes(nodes: Sequence[fx.Node], known: set[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
-    """Numbers that follow from sizes of the inputs alone; and the views whose sizes they are."""
-    numbers: set[fx.Node] = set()
-    views: set[fx.Node] = set()
-    for node in nodes:
-        inputs, target = node.all_input_nodes, node.target
-        if node.op != "call_function" or not inputs:
+        if value.node.expr.free_symbols != {batch.node.expr}:
             continue
-        if not (numbers | views | known).issuperset(inputs):
-            continue
-        if isinstance(node.meta.get("val"), int | torch.SymInt):
-            numbers.add(node)
-        elif target is operator.getitem or (isinstance(target, OpOverload) and target.is_view):
-            views.add(node)
-    return numbers, views
+        with graph.inserting_before(node):
+            new: Any = sympy_interp(
+                PythonReferenceAnalysis, {batch.node.expr: fx.Proxy(size)}, value.node.expr
+            )
+        new.node.meta["val"] = value
+        node.replace_all_uses_with(new.node)
+        graph.erase_node(node)
 
 
 def _constant(nodes: Sequence[fx.Node], given: Sequence[fx.Node]) -> set[fx.Node]:

@@ -214,11 +214,24 @@ class _Pieces(nn.Module):
         return self.last(self.net(y)) * torch.cat((second, first), dim=1) - y.mean() * t
 
 
-@pytest.mark.parametrize("rows", [(5, 9, 12), (128, 200, 333)])
-def test_direct_takes_any_batch_size_from_the_second_on(rows: tuple[int, ...]) -> None:
+class _Ring(_Pieces):
+    """Samples that see their neighbours: sizes that are no multiple of the batch's."""
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """[B, 2]."""
+        h = self.net(y)
+        return self.last(torch.cat((h[1:] * h[:-1], h[:1]))) - y * t
+
+
+@pytest.mark.parametrize(
+    ("field", "rows"), [(_Pieces, (5, 9, 12)), (_Pieces, (128, 200, 333)), (_Ring, (5, 9, 12))]
+)
+def test_direct_takes_any_batch_size_from_the_second_on(
+    field: type[_Pieces], rows: tuple[int, ...]
+) -> None:
     """What passes from one half of the derivative to the other has free sizes too."""
     torch.manual_seed(0)
-    f, made = _Pieces().double(), []
+    f, made = field().double(), []
     with operator_by_operator():
         for n in rows:
             found: list[Tensor] = []
