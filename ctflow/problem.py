@@ -238,13 +238,13 @@ def _check_finite(leaf: Tensor, name: str) -> None:
 
 
 def _checked_times(t: object, first: Tensor, mask: Tensor | None) -> Tensor:
-    if isinstance(t, Sequence | np.ndarray) and not isinstance(t, str):
-        t = _times_of_numbers(cast("Sequence[object]", t), first)
     if not isinstance(t, Tensor):
-        raise InvalidProblem(
-            f"`t` must be a tensor or a sequence of numbers, got {type(t).__name__}. "
-            "Use torch.linspace or torch.tensor."
-        )
+        if not isinstance(t, Sequence | np.ndarray) or isinstance(t, str):
+            raise InvalidProblem(
+                f"`t` must be a tensor or a sequence of numbers, got {type(t).__name__}. "
+                "Use torch.linspace or torch.tensor."
+            )
+        t = _times_of_numbers(cast("Sequence[object]", t), first)
     if any_batched([t, mask]):
         raise Unsupported(
             "torch.vmap over times is not offered: every call would have to take other steps, got "
@@ -351,9 +351,9 @@ def _check_all_finite(values: Tensor) -> None:
 
 
 def _check_monotone(t: Tensor, rows: Tensor | None = None) -> None:
-    values: Any = t.cpu().double()
-    if values.dim() == 1 and _is_monotone(values):  # the usual case
+    if t.dim() == 1 and _is_monotone(t):  # the usual case
         return
+    values: Any = t.cpu().double()
     _check_all_finite(values)
     step = values.diff(dim=-1)
     wrong = step * torch.sign(step[..., :1]) <= 0
@@ -376,7 +376,7 @@ def _is_monotone(values: Tensor) -> bool:
         numbers = cast("list[float]", values.tolist())
         compare = operator.lt if numbers[0] < numbers[-1] else operator.gt
         return all(map(compare, numbers, numbers[1:])) and math.isfinite(numbers[-1] - numbers[0])
-    least, most = (float(x) for x in values.diff().aminmax())
+    least, most = (float(x) for x in values.cpu().double().diff().aminmax())
     return (least > 0 or most < 0) and math.isfinite(most - least)
 
 

@@ -160,6 +160,8 @@ class Layout:
         """The flat tensor [..., B, N] as the user's state, leading dimensions kept on each leaf."""
         if self._is_plain and flat.dim() == 2:
             return flat.reshape(self._plain_shape)
+        if self._is_plain and flat.dim() == 3:
+            return flat.reshape(-1, *self._plain_shape)
         lead = flat.shape[:-2]
         if self.is_tensor:
             return self._shaped(flat, lead + self.shapes[0])

@@ -77,7 +77,9 @@ def any_batched(values: Iterable[object]) -> bool:
 
 def plain(x: Tensor) -> Tensor:
     """The numbers alone, detached; under torch.vmap with its dimension, wherever it lies."""
-    while active() and _functorch.is_functorch_wrapped_tensor(x):
+    if not active():
+        return x.detach() if x.requires_grad else x
+    while _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
     return x.detach()
 

@@ -24,18 +24,23 @@ class Place(NamedTuple):
     container: Any
     key: Any
 
+    @property
+    def is_cell(self) -> bool:
+        """Whether it is a closure's, which has no key."""
+        return isinstance(self.container, types.CellType)
+
     def get(self) -> object:
         """What is there now; `_NOTHING` if that was removed."""
         try:
-            return self.container.cell_contents if self.key is None else self.container[self.key]
+            return self.container.cell_contents if self.is_cell else self.container[self.key]
         except (KeyError, IndexError, ValueError):
             return _NOTHING
 
     def put(self, value: object) -> None:
         """Put something there, past any property or setter; `_NOTHING` removes it."""
-        if self.key is None and value is _NOTHING:
+        if self.is_cell and value is _NOTHING:
             del self.container.cell_contents
-        elif self.key is None:
+        elif self.is_cell:
             self.container.cell_contents = value
         elif value is _NOTHING:
             del self.container[self.key]

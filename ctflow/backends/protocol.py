@@ -279,17 +279,19 @@ def resolve(problem: ODEProblem, solver: Solver, backend: Backend) -> Solver:
     dtype: torch.dtype = leaves_of(problem.y0)[0].dtype
     dtype = dtype.to_real() if dtype.is_complex else dtype
     rtol, atol = default_tolerances(dtype) if solver.step is None else (None, None)
+    couplings = _COUPLINGS if problem.batched else ("shared",)
+    if problem.t.dim() == 2:
+        couplings = ("per_sample",)  # nothing else can follow times of each sample
+    coupling = couplings[0] if len(couplings) == 1 else None
     full = _with(
         solver,
         method=solver.method or "dopri5",
         rtol=rtol if solver.rtol is None else solver.rtol,
         atol=atol if solver.atol is None else solver.atol,
+        coupling=solver.coupling or coupling,
     )
     if full.coupling is None:
-        choices = _COUPLINGS if problem.batched else ("shared",)
-        if problem.t.dim() == 2:
-            choices = ("per_sample",)  # nothing else can follow times of each sample
-        full = _first_accepted(problem, backend, full, "coupling", choices)
+        full = _first_accepted(problem, backend, full, "coupling", couplings)
     if full.gradient is None:
         full = _first_accepted(problem, backend, full, "gradient", _GRADIENTS)
     return full
@@ -302,10 +304,16 @@ def default_tolerances(dtype: torch.dtype) -> tuple[float, float]:
 
 def _with(solver: Solver, **values: object) -> Solver:
     """The settings with some fields replaced by values that need no check."""
-    if all(getattr(solver, name) == value for name, value in values.items()):
+    held = vars(solver)
+    for name, value in values.items():
+        if held[name] is not value and held[name] != value:
+            break
+    else:
         return solver
     copy = object.__new__(Solver)
-    vars(copy).update(vars(solver) | values)
+    space = vars(copy)
+    space.update(held)
+    space.update(values)
     return copy
 
 
@@ -318,7 +326,7 @@ def _first_accepted(
     for, and not a choice that was ours.
     """
     first = _with(solver, **{field: values[0]})
-    if len(values) == 1 or not (n_reasons := len(backend.refuse(problem, first))):
+    if not (n_reasons := len(backend.refuse(problem, first))):
         return first
     fewest = (n_reasons, first)
     for value in values[1:]:
@@ -395,8 +403,10 @@ def _reasons(problem: ODEProblem, solver: Solver, backend: Backend) -> list[str]
     if leaves_of(problem.y0)[0].is_complex() and Feature.COMPLEX not in backend.features:
         reasons.append("it integrates no complex states; torch.view_as_real makes them real")
     given = (problem.y0, problem.t, problem.args, problem.params)
-    if Feature.TRANSFORMS not in backend.features and touched(
-        leaf for tree in given for leaf in leaves_of(tree)
+    if (
+        active()
+        and Feature.TRANSFORMS not in backend.features
+        and touched(leaf for tree in given for leaf in leaves_of(tree))
     ):
         reasons.append("it cannot be used under torch.func transforms or in forward mode")
     if problem.local_error and Feature.LOCAL_ERROR not in backend.features:

@@ -119,7 +119,8 @@ class CompiledBackend:
         control = self.control or usual_control(solver, counted(problem, layout), layout.size)
         reads = read(problem)
         _refuse_transforms(problem, reads)
-        times = problem.t.to(widest(problem.t.device))
+        wide = widest(problem.t.device) is torch.float64
+        times = problem.t.double() if wide else problem.t.float()  # half of what `to` takes
         times = times.expand(layout.batch, -1).contiguous()
         y0 = layout.pack(problem.y0)
         wanted = None
@@ -182,6 +183,9 @@ class CompiledBackend:
 
 def _without_gradient(job: Job, y0: Tensor) -> tuple[Found, Tensor]:
     """Solve, also under inference mode, whose tensors no program may write into."""
+    if not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        found = forward(job, y0)
+        return found, found.out
     if not torch.is_inference_mode_enabled():
         with torch.no_grad():
             found = forward(job, y0.detach())

@@ -22,6 +22,7 @@ __all__ = ["Found", "Run", "forward"]
 
 _RECORD = 64 * 2**20  # bytes of records that a first solve sets aside
 _PASSING = 4 * 2**20  # bytes of records where none is needed later
+_SPARE = 2**20  # bytes of them that are left for the next solve
 _FEWEST, _MOST = 16, 4096  # records
 
 
@@ -99,10 +100,14 @@ def forward(job: Job, y: Tensor) -> Found:
         room = _room(family, size, max_steps, job.keeps_nothing)
         head = Head(max_steps, room, steps, out is None, len(runs) + 1)
         records = torch.empty((2, batch, room), dtype=times.dtype, device=y.device)
-        states = _empty((room, batch, n_variables) if job.keeps_states else (0,), y.dtype, y.device)
-        powers = _empty(
-            (room, n_powers, batch, n_variables) if job.inside else (0,), dense, y.device
+        about = (
+            (room, batch, n_variables) if job.keeps_states else (0,),
+            (room, n_powers, batch, n_variables) if job.inside else (0,),
         )
+        spare = family.spare.pop(about, None) if job.keeps_nothing else None
+        states, powers = spare or (
+            _empty(about[0], y.dtype, y.device), _empty(about[1], dense, y.device),
+        )  # fmt: skip
         kept = [torch.empty((room, *s), dtype=d, device=y.device) for s, d in shapes]
         inputs = Inputs(
             [_whole_numbers(head, y.device), times, clock, ticks, y, records, states, powers,
@@ -113,6 +118,8 @@ def forward(job: Job, y: Tensor) -> Found:
         program = family.get(inputs, make)
         summary, clock, ticks, counts, found, windows, y = program(inputs.tensors)
         told = Summary(*summary.tolist())
+        if job.keeps_nothing and room * size <= _SPARE:
+            family.spare = {about: (states, powers)}  # read no more
         steps = told.steps
         family.longest = max(family.longest, told.n)
         out = found if out is None else torch.where(torch.isnan(out), found, out)

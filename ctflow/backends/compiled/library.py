@@ -125,6 +125,7 @@ class Family:
         stages: The programs.
         longest: Most records that a run has needed.
         memory: How many numbers of each sample the control remembers, once it is known.
+        spare: By their sizes: room for what a run records and nothing needs after it.
         kept: By the sizes of the state: what is kept of an evaluation, one (shape, dtype) each.
     """
 
@@ -133,6 +134,7 @@ class Family:
     longest: int = 0
     memory: int | None = None
     kept: dict[object, list[tuple[torch.Size, torch.dtype]]] = field(default_factory=dict[Any, Any])
+    spare: dict[object, tuple[Tensor, Tensor]] = field(default_factory=dict[Any, Any])
     lock: threading.Lock = field(default_factory=threading.Lock)
     _last: tuple[list[torch.Size], Stage] | None = None
 

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter, getitem, is_
 from typing import Any, cast
 
 import numpy as np
@@ -38,8 +39,9 @@ _LIBRARIES = frozenset({"torch", "numpy", "math", "builtins", "functools", "typi
 Path = tuple[object, ...]
 
 _COUNTERS: dict[object, set[Path]] = {}  # what an `f` changes by itself when it is called
-_SEEN: OrderedDict[int, tuple[Any, _Walk]] = OrderedDict()
+_SEEN: OrderedDict[int, tuple[Any, Reads]] = OrderedDict()
 _REMEMBERED = 64
+_CONTENTS, _MODE = attrgetter("cell_contents"), attrgetter("training")
 
 
 class _Key:
@@ -66,8 +68,8 @@ class _Walk:
         parts: What the Python of `f` can depend on; hashable.
         key: The same as one object, which is quick to look up.
         plain: Plain values by their path.
-        watch: (container, key, value) of all of it, to see quickly that nothing changed.
-        sure: Whether `watch` sees every change.
+        modules: Each with its mode.
+        sure: Whether `unchanged` sees every change.
     """
 
     def __init__(self, root: object) -> None:
@@ -76,37 +78,43 @@ class _Walk:
         self.holders: list[Place] = []
         self.parts: list[object] = []
         self.plain: dict[Path, object] = {}
-        self.watch: list[tuple[Any, Any, object]] = []
-        self.sizes: list[tuple[Any, int]] = []
         self.modules: list[tuple[nn.Module, bool]] = []
         self.alive: list[object] = []
         self.sure = True
+        self._watch: list[tuple[Place, object]] = []
+        self._sizes: list[tuple[Any, int]] = []
         self._index: dict[int, int] = {}
         self._seen: dict[int, int] = {}
         self._ignored = _COUNTERS.get(_kind(root), frozenset())
         self.visit(root, None, ())
         self.key = _Key(tuple(self.parts))
+        # Each solve looks at all of it: in columns, which need no line of Python an entry.
+        cells = [(place, value) for place, value in self._watch if place.is_cell]
+        items = [(place, value) for place, value in self._watch if not place.is_cell]
+        self._cells = [place.container for place, _ in cells]
+        self._containers = [place.container for place, _ in items]
+        self._keys = [place.key for place, _ in items]
+        self._contents, self._values = [value for _, value in cells], [value for _, value in items]
+        self._sized, self._lengths = [x for x, _ in self._sizes], [n for _, n in self._sizes]
+        self._owners, self._modes = [x for x, _ in self.modules], [mode for _, mode in self.modules]
 
     def unchanged(self) -> bool:
         """Whether everything still is what it was, by identity."""
-        if not self.sure:
+        if not self.sure or list(map(len, self._sized)) != self._lengths:
             return False
         try:
-            for container, key, value in self.watch:
-                now = container.cell_contents if key is None else container[key]
-                if now is not value:
-                    return False
+            return (
+                all(map(is_, map(getitem, self._containers, self._keys), self._values))
+                and all(map(is_, map(_CONTENTS, self._cells), self._contents))
+                and all(map(is_, map(_MODE, self._owners), self._modes))
+            )
         except (KeyError, IndexError, ValueError):
             return False
-        for container, size in self.sizes:
-            if len(container) != size:
-                return False
-        return all(module.training is mode for module, mode in self.modules)
 
     def visit(self, value: object, place: Place | None, path: Path) -> None:
         """Note one value and all that it leads to."""
         if place is not None:
-            self.watch.append((place.container, place.key, value))
+            self._watch.append((place, value))
         if isinstance(value, Tensor):
             self._tensor(value, place)
         elif isinstance(value, Stats):  # of an earlier solve, kept beside `f` by its owner
@@ -182,7 +190,7 @@ class _Walk:
 
     def _items(self, container: Any, path: Path) -> None:  # noqa: ANN401
         keys = list(container) if isinstance(container, Mapping) else range(len(container))
-        self.sizes.append((container, len(container)))
+        self._sizes.append((container, len(container)))
         for key in keys:
             self.parts.append(key if isinstance(key, _PLAIN) else id(key))
             self.visit(container[key], Place(container, key), (*path, key))
@@ -199,7 +207,7 @@ class _Walk:
         for part in ("_parameters", "_buffers", "_modules", *_HOOKS):
             self._items(attributes[part], (*path, part))
         own = [key for key in attributes if key not in _STANDARD]
-        self.sizes.append((attributes, len(attributes)))
+        self._sizes.append((attributes, len(attributes)))
         for key in own:
             self.parts.append(key)
             self.visit(attributes[key], Place(attributes, key), (*path, key))
@@ -339,21 +347,21 @@ def read(problem: ODEProblem) -> Reads:
         Unsupported: If there is too much to look at.
 
     Cost:
-        About 10 microseconds for the same `f` as before with nothing changed, ten times that else.
+        Some microseconds for the same `f` as before with nothing changed, a hundred else.
     """
-    walk = _walk_of(problem.f)
+    found = _of_f(problem.f)
+    if problem.args is None:
+        return found
+    walk = found._walk  # pyright: ignore[reportPrivateUsage]
     leaves, rebuild = flatten_args(problem.args)
     positions = tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor))
-    others: list[object] = []
-    if problem.args is not None:
-        rest = _Walk([None if isinstance(x, Tensor) else x for x in leaves])
-        if rest.tensors:
-            raise Unsupported(
-                "backend 'compiled' cannot find tensors inside objects in `args`, got "
-                f"{len(rest.tensors)}. Pass the tensors themselves, in tuples, lists and dicts."
-            )
-        others = [str(_structure(problem.args)), positions, *rest.parts]
-    key = (walk.key, tuple(others))
+    rest = _Walk([None if isinstance(x, Tensor) else x for x in leaves])
+    if rest.tensors:
+        raise Unsupported(
+            "backend 'compiled' cannot find tensors inside objects in `args`, got "
+            f"{len(rest.tensors)}. Pass the tensors themselves, in tuples, lists and dicts."
+        )
+    key = (walk.key, (str(_structure(problem.args)), positions, *rest.parts))
     tensors = (*walk.tensors, *(leaves[i] for i in positions))
     return Reads(key, tensors, walk, tuple(leaves), rebuild, positions)
 
@@ -362,20 +370,22 @@ def _structure(args: object) -> object:
     return torch.utils._pytree.tree_structure(cast("Any", args))  # pyright: ignore
 
 
-def _walk_of(f: object) -> _Walk:
-    """The walk from `f`, repeated only if something changed."""
+def _of_f(f: object) -> Reads:
+    """What `f` holds, without `args`; looked through again only if something changed."""
     known = _SEEN.get(id(f))
-    if known is not None and known[0]() is f and known[1].unchanged():
+    if known is not None and known[0]() is f and known[1]._walk.unchanged():  # pyright: ignore
         return known[1]
     walk = _Walk(f)
+    leaves, rebuild = flatten_args(None)
+    found = Reads((walk.key, ()), tuple(walk.tensors), walk, tuple(leaves), rebuild, ())
     try:
-        _SEEN[id(f)] = (weakref.ref(cast("Any", f)), walk)
+        _SEEN[id(f)] = (weakref.ref(cast("Any", f)), found)
     except TypeError:
-        return walk
+        return found
     _SEEN.move_to_end(id(f))
     while len(_SEEN) > _REMEMBERED:
         _SEEN.popitem(last=False)
-    return walk
+    return found
 
 
 def note_counters(f: object, before: Reads) -> bool:
