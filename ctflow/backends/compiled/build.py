@@ -23,6 +23,7 @@ from torch.utils._filelock import FileLock
 
 from ctflow.backends.compiled.linker import folders_without_spaces
 from ctflow.backends.compiled.loops import lean_loops
+from ctflow.backends.compiled.products import by_library
 from ctflow.errors import BackendUnavailable, CtflowError, Unsupported
 
 __all__ = ["Program", "built", "cache_directory", "counts"]
@@ -191,7 +192,7 @@ def _compiled(exported: Any, path: Path) -> Program:  # noqa: ANN401
 
 
 def _make_package(exported: Any, package: Path) -> None:  # noqa: ANN401
-    """Compile with lean loops, or in the compiler's own way where that does not do."""
+    """Compile with lean loops and our products, or in the compiler's way where that does not do."""
 
     def make() -> None:
         torch._inductor.aoti_compile_and_package(  # pyright: ignore
@@ -203,9 +204,10 @@ def _make_package(exported: Any, package: Path) -> None:  # noqa: ANN401
     try:
         with lean_loops():
             make()
-    except Exception as error:  # if the fault is not in the loops, it comes again
-        logger.debug("compiling once more, with the compiler's own loops: %s", _last_line(error))
-        make()
+    except Exception as error:  # if the fault is not in what is ours, it comes again
+        logger.debug("compiling once more, in the compiler's own way: %s", _last_line(error))
+        with by_library():
+            make()
 
 
 def _loaded(path: Path) -> Program | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from ctflow.backends.compiled.products import LARGE, UNROLLED
+from ctflow.backends.compiled.products import LARGE, UNROLLED, by_blocks
 from ctflow.backends.compiled.splice import settled, spliced
 
 __all__ = ["by_columns"]
@@ -94,12 +94,15 @@ def _product_of(node: fx.Node, actual: Callable[[Any], int]) -> Callable[..., Te
     a, b = (x.meta["val"] for x in node.args[-2:])  # pyright: ignore
     inner, columns = b.shape
     unrolled = inner <= UNROLLED or actual(a.shape[0]) * inner * columns > LARGE
+    written = isinstance(a.shape[0], int) and a.dtype == torch.float32
 
     def product(a: Tensor, b: Tensor, *added: Tensor) -> Tensor:
         if unrolled:
             total = b[0].unsqueeze(1) * a[:1]
             for k in range(1, inner):
                 total = total + b[k].unsqueeze(1) * a[k : k + 1]
+        elif written:
+            total = by_blocks(b.t(), a)
         else:
             total = (b.t().unsqueeze(2) * a.unsqueeze(0)).sum(1)
         return total + added[0].unsqueeze(1) if added else total

@@ -2,7 +2,7 @@
 
 * Small matrix products, and those of few columns, become sums of products, which are fused with
   what surrounds them. A library call costs 1 to 3 microseconds, more than the arithmetic of a
-  small network's layer. Long ones go to oneDNN.
+  small network's layer. Larger ones are written out block by block.
 * tanh in float32 becomes a rational function, within 3 units in the last place.
 * What does not change during a loop (a transposed weight) is computed before it.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from ctflow.backends.compiled.equality import is_pure, merge_equal
-from ctflow.backends.compiled.products import HAS_ONEDNN, LARGE, UNROLLED, by_onednn
+from ctflow.backends.compiled.products import LARGE, UNROLLED, by_blocks
 from ctflow.backends.compiled.splice import settled, spliced
 
 __all__ = ["improved", "outputs_of", "split_constant"]
@@ -27,7 +27,7 @@ __all__ = ["improved", "outputs_of", "split_constant"]
 _SMALL = 8192  # multiplications below which a library call costs more than the product
 _NARROW = 4  # columns up to which the libraries are slow
 _THIN = 16  # columns below which they are quicker with few rows than with few columns
-_LONG = 2**21  # multiplications from which on oneDNN pays
+_LONG = 2**26  # multiplications from which on a library pays
 
 # tanh(z) = z P(z^2) / Q(z^2) on [0, 4.6]: coefficients by powers from the first, both 1 at 0. A
 # minimax fit of the error that is left after doubling, 8e-9 (weighted least squares, reweighted).
@@ -203,9 +203,8 @@ def _product(node: fx.Node, added: Any) -> _Rewrite | None:  # noqa: ANN401
         function = _summed
     elif columns < _THIN and isinstance(rows, int) and rows > _THIN:
         function = _turned
-    elif _LONG <= work < math.inf and a.meta["val"].dtype == torch.float32 and HAS_ONEDNN:
-        inputs = (a, b) if added is None else (a, b, added)
-        return by_onednn, inputs
+    elif a.meta["val"].dtype == torch.float32 and (work < _LONG or work == math.inf):
+        function = by_blocks
     else:
         return None
     if added is None:

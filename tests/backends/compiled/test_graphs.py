@@ -256,10 +256,18 @@ class _Parts(_Pieces):
         return dy, dy.square().sum(dim=1) - 0.1 * y[1]
 
 
-@pytest.mark.parametrize("coupling", ["shared", "per_sample"])
 @pytest.mark.parametrize(
-    ("gradient", "cost"),
-    [("checkpointed", False), ("checkpointed", True), ("direct", False), ("adjoint", False)],
+    ("coupling", "gradient", "cost"),
+    [
+        ("shared", "checkpointed", False),
+        ("per_sample", "checkpointed", True),
+        ("shared", "direct", False),
+        ("per_sample", "adjoint", False),
+        pytest.param("per_sample", "checkpointed", False, marks=pytest.mark.slow),
+        pytest.param("shared", "checkpointed", True, marks=pytest.mark.slow),
+        pytest.param("per_sample", "direct", False, marks=pytest.mark.slow),
+        pytest.param("shared", "adjoint", False, marks=pytest.mark.slow),
+    ],
 )
 def test_any_batch_size_is_served_from_the_second_on(
     coupling: str, gradient: str, cost: bool
