@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import types
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Place", "names_used", "places_in", "tensors_in"]
+__all__ = ["Place", "globals_read", "names_used", "places_in", "tensors_in"]
 
 _LONGEST = 1_000  # entries of a container that are looked at; a data set is not a parameter
 _MOST = 50_000  # objects that are looked at
@@ -100,7 +101,7 @@ def places_in(owner: object) -> Iterator[Place]:
         yield from (Place(cell, None) for cell in owner.__closure__ or ())
         yield from _items(owner.__defaults__ or ())
         yield from _items(owner.__kwdefaults__ or {})
-        names = [name for name in names_used(owner.__code__) if name in owner.__globals__]
+        names = [name for name in globals_read(owner.__code__) if name in owner.__globals__]
         yield from (Place(owner.__globals__, name) for name in names)
     elif isinstance(owner, types.MethodType):
         yield from _items((owner.__self__, owner.__func__))
@@ -128,6 +129,14 @@ def _items(container: Any) -> Iterator[Place]:  # noqa: ANN401
 
 @functools.lru_cache(maxsize=1024)
 def names_used(code: types.CodeType) -> tuple[str, ...]:
-    """Global names that a function and the functions inside it may read."""
+    """Names of globals and attributes in a function and the functions inside it."""
     inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
     return (*code.co_names, *(name for other in inner for name in names_used(other)))
+
+
+@functools.lru_cache(maxsize=1024)
+def globals_read(code: types.CodeType) -> tuple[str, ...]:
+    """Names that a function and the functions inside it look up as globals."""
+    own = (x.argval for x in dis.get_instructions(code) if x.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
+    return tuple(dict.fromkeys((*own, *(name for other in inner for name in globals_read(other)))))

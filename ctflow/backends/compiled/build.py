@@ -264,4 +264,6 @@ def _quiet() -> Generator[None]:
 
 def _last_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
+    if type(error).__name__ == "LoweringException":  # says what it is first, and then where
+        lines = lines[:1]
     return lines[-1][:300] if lines else type(error).__name__

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.backends.field import Field
-from ctflow.backends.places import Place, names_used
+from ctflow.backends.places import Place, globals_read, names_used
 from ctflow.errors import InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.solution import Stats
@@ -225,7 +225,7 @@ class _Walk:
     def _globals(self, function: types.FunctionType, path: Path) -> None:
         names = names_used(function.__code__)
         space = function.__globals__
-        for name in names:
+        for name in globals_read(function.__code__):
             if name not in space:
                 continue
             value = space[name]

@@ -94,6 +94,9 @@ def test_tanh_in_float32_is_within_three_units_in_the_last_place() -> None:
     assert torch.equal(exact(x), torch.tanh(x))
 
 
+FACTOR = 2.0  # a global that a test changes
+
+
 class Field(nn.Module):
     """A field with everything that can be changed about it."""
 
@@ -185,6 +188,35 @@ def test_a_counter_in_f_is_no_reason_to_refuse() -> None:
     assert read(ODEProblem(f, y0, [0.0, 1.0])).key == before
     f.scale = 3.0
     assert read(ODEProblem(f, y0, [0.0, 1.0])).key != before
+
+
+def test_a_global_with_the_name_of_an_attribute_is_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A change of it asks for no other program; one of a global that `f` looks up does."""
+
+    class Named(Field):
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return super().forward(t, y) * self.scale * FACTOR
+
+    f, y0 = Named(), torch.ones(3, 2)
+    before = read(ODEProblem(f, y0, [0.0, 1.0])).key
+    monkeypatch.setitem(globals(), "scale", 7.0)
+    assert read(ODEProblem(f, y0, [0.0, 1.0])).key == before
+    monkeypatch.setitem(globals(), "FACTOR", 3.0)
+    assert read(ODEProblem(f, y0, [0.0, 1.0])).key != before
+
+
+def test_a_tensor_under_the_key_none_is_found() -> None:
+    """A closure's cell is what has no key; a dict may have that one."""
+    y0 = torch.ones(3, 2)
+    f = Field()
+    f.table = {None: torch.ones(2)}  # pyright: ignore
+    problem = ODEProblem(f, y0, [0.0, 1.0])
+    assert any(x is f.table[None] for x in read(problem).tensors)  # pyright: ignore
+    before = read(problem).key
+    f.table[None] = None  # pyright: ignore
+    assert read(problem).key != before
 
 
 @pytest.mark.parametrize("fixed", [False, True])
