@@ -20,6 +20,7 @@ from torch._inductor.utils import parallel_num_threads
 __all__ = ["written_out"]
 
 _SHARE = 2**19  # multiplications that are worth a thread
+_USUAL = 256  # rows that any number of them is taken to be
 
 _KERNEL = r"""
 {%- set columns = block_n // vector %}
@@ -140,9 +141,8 @@ def written_out(a: Any, b: Any) -> Any:  # noqa: ANN401
     lies = (_is_turned(a) or a.get_layout().is_contiguous()) and b.get_layout().is_contiguous()
     if not caches or not lies or _vector() < 2 or a.get_name() == b.get_name():
         return lowering.lowerings[torch.ops.aten.mm.default](a, b)
-    n_threads = parallel_num_threads()
-    if isinstance(m, int) or m.is_number:
-        n_threads = max(1, min(n_threads, int(m) * int(n) * int(k) // _SHARE))
+    rows = int(m) if isinstance(m, int) or m.is_number else _USUAL
+    n_threads = max(1, min(parallel_num_threads(), rows * int(n) * int(k) // _SHARE))
     float32 = torch.float32
     blocks = create_micro_gemm(
         "product", m, n, k, float32, input2_dtype=float32, output_dtype=float32,
