@@ -56,14 +56,14 @@ def cost(samples: Mapping[str, Sequence[float | None]]) -> Cost:
 def limit(entry: Entry, tally: Tally, cost: Cost) -> float | None:
     """Milliseconds below which a contestant with these evaluations cannot come.
 
-    A direct gradient takes one VJP for each evaluation forward. Any other evaluates forward once,
-    and then backwards, where each evaluation has its VJP.
+    A direct gradient takes one VJP for each evaluation forward, also where it redoes one of them.
+    Any other evaluates forward once, and then backwards, where each evaluation has its VJP.
     """
     if tally.forward is None or tally.backward is None:
         return None
     if entry.task == "forward":
         return tally.forward * cost.f
-    if not tally.backward:
+    if entry.mode == "direct" or not tally.backward:
         return tally.forward * cost.f_and_vjp
     return tally.forward * cost.f + tally.backward * cost.f_and_vjp
 

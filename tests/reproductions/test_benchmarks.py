@@ -131,6 +131,7 @@ def test_the_limit_is_evaluations_times_their_cost() -> None:
     assert price == Cost(2.0, 6.0)
     assert limit(OURS, Tally(10, 0, 1, 0), price) == 20.0
     assert limit(Entry("x", "direct", "exact"), Tally(10, 0, 1, 0), price) == 60.0
+    assert limit(Entry("x", "direct", "exact"), Tally(10, 1, 1, 0), price) == 60.0
     assert limit(Entry("x", "adjoint", "adjoint"), Tally(10, 7, 1, 0), price) == 62.0
 
 
