@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, TypeAlias, cast
+from functools import cached_property, lru_cache
+from typing import Any, TypeAlias, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -60,7 +60,9 @@ def expand_time(t: Tensor, leaf: Tensor) -> Tensor:
 
 def leaves_of(tree: object) -> list[Any]:
     """Leaves of a nested tuple, list or dict, in torch's pytree order."""
-    return [tree] if isinstance(tree, Tensor) else pytree.tree_leaves(cast("Any", tree))
+    if isinstance(tree, Tensor):
+        return [tree]
+    return list(tree) if _is_row(tree) else pytree.tree_leaves(cast("Any", tree))
 
 
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:  # noqa: ANN401
@@ -77,9 +79,24 @@ def flatten_args(tree: object) -> tuple[list[Any], Callable[[Sequence[Any]], Any
 _LONE = pytree.tree_flatten(0)[1]
 
 
+def _is_row(tree: object) -> TypeGuard[tuple[Tensor, ...]]:
+    """Whether it is a tuple of tensors, the usual state in parts."""
+    return type(tree) is tuple and all(isinstance(x, Tensor) for x in cast("Any", tree))
+
+
+@lru_cache(maxsize=64)
+def _row(n: int) -> Any:  # noqa: ANN401
+    """The structure of a tuple of n tensors."""
+    return pytree.tree_flatten((0,) * n)[1]
+
+
 def _flatten(tree: object) -> tuple[list[Any], Any]:
-    """Leaves and structure; torch's function leaves a reference cycle behind at every call."""
-    return ([tree], _LONE) if isinstance(tree, Tensor) else pytree.tree_flatten(cast("Any", tree))
+    """Leaves and structure; torch's function is slow, and leaves a reference cycle behind."""
+    if isinstance(tree, Tensor):
+        return [tree], _LONE
+    return (
+        (list(tree), _row(len(tree))) if _is_row(tree) else pytree.tree_flatten(cast("Any", tree))
+    )
 
 
 @dataclass(frozen=True)
@@ -168,9 +185,11 @@ class Layout:
         if len(self.shapes) == 1:
             leaf = self._shaped(flat, lead + self.shapes[0])
             return pytree.tree_unflatten([leaf], self.treespec)
-        parts = flat.split(self._widths, dim=-1)
+        parts = torch.split_with_sizes(flat, self._widths, -1)
         pairs = zip(parts, self.shapes, strict=True)
         leaves = [self._shaped(part, lead + shape) for part, shape in pairs]
+        if self.treespec is _row(len(leaves)):
+            return tuple(leaves)
         return pytree.tree_unflatten(leaves, self.treespec)
 
     def _shaped(self, part: Tensor, shape: torch.Size) -> Tensor:
