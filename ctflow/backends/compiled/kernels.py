@@ -92,6 +92,11 @@ class _Kernel(CppMicroGemmFP32Vec):
         """What its text is made from."""
         return {**super().get_common_options(), "vector": _vector(), "turned": False}
 
+    def codegen_define(self, kernel: Any) -> str:  # noqa: ANN401
+        """Its text, once for all products of a program that need the same."""
+        text = super().codegen_define(kernel)
+        return f"#ifndef {self.name}_is_there\n#define {self.name}_is_there\n{text}\n#endif\n"
+
 
 class _TurnedKernel(_Kernel):
     """The same where the first matrix lies column after column."""
@@ -117,10 +122,12 @@ class _Product(CppGemmTemplate):
         """What the loops' text is made from."""
         options = super().get_options(*args, **rest)
         given = options["micro_gemm"]
-        kind = _TurnedKernel if _is_turned(self.input_nodes[0]) else _Kernel
-        options["micro_gemm"] = kind(
-            given.name, given.input_dtype, given.input2_dtype, given.output_dtype,
-            given.compute_dtype, given.register_blocking, given.alpha,
+        turned = _is_turned(self.input_nodes[0])
+        rows, columns, _ = given.register_blocking
+        options["micro_gemm"] = (_TurnedKernel if turned else _Kernel)(
+            f"block_{rows}_{columns}{'_turned' if turned else ''}", given.input_dtype,
+            given.input2_dtype, given.output_dtype, given.compute_dtype,
+            given.register_blocking, given.alpha,
         )  # fmt: skip
         return options
 
