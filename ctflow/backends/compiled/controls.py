@@ -19,6 +19,7 @@ from ctflow.errors import Unsupported
 __all__ = [
     "control_key",
     "control_values",
+    "is_ours",
     "judge",
     "memory_before",
     "usual_control",
@@ -39,9 +40,14 @@ _USUAL: dict[tuple[object, ...], Control] = {}
 _MOST = 256
 
 
+def is_ours(control: Control) -> bool:
+    """Whether a control is one of ours, which stay as they are."""
+    return type(control) in (Adaptive, Fixed)
+
+
 def _known(control: Control) -> _Known | None:
     """What was found out of it before; None for a control of the user's, which may change."""
-    if type(control) not in (Adaptive, Fixed):
+    if not is_ours(control):
         return None
     found = _KNOWN.get(id(control))
     if found is None:

@@ -28,7 +28,7 @@ from ctflow.problem import ODEProblem
 from ctflow.solution import Stats
 from ctflow.state import flatten_args
 
-__all__ = ["Reads", "check_unchanged", "note_counters", "read"]
+__all__ = ["Key", "Reads", "check_unchanged", "note_counters", "read"]
 
 _MOST = 20_000  # objects that are looked at
 _PLAIN = (str, bytes, int, bool, complex, type(None), torch.dtype, torch.device, torch.Size)
@@ -39,12 +39,13 @@ _LIBRARIES = frozenset({"torch", "numpy", "math", "builtins", "functools", "typi
 Path = tuple[object, ...]
 
 _COUNTERS: dict[object, set[Path]] = {}  # what an `f` changes by itself when it is called
-_SEEN: OrderedDict[int, tuple[Any, Reads]] = OrderedDict()
+_SEEN: OrderedDict[int, tuple[Any, Reads]] = OrderedDict()  # what keeps an `f` alive
+_MET: OrderedDict[int, weakref.ref[Any]] = OrderedDict()
 _REMEMBERED = 64
 _CONTENTS, _MODE = attrgetter("cell_contents"), attrgetter("training")
 
 
-class _Key:
+class Key:
     """Many things that are compared as one, and hashed once."""
 
     def __init__(self, parts: tuple[object, ...]) -> None:
@@ -52,10 +53,12 @@ class _Key:
         self._hash = hash(parts)
 
     def __hash__(self) -> int:
+        """That of the parts, found once."""
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, _Key) and self._parts == other._parts)
+        """Whether all parts are equal."""
+        return self is other or (isinstance(other, Key) and self._parts == other._parts)
 
 
 class _Walk:
@@ -87,7 +90,7 @@ class _Walk:
         self._seen: dict[int, int] = {}
         self._ignored = _COUNTERS.get(_kind(root), frozenset())
         self.visit(root, None, ())
-        self.key = _Key(tuple(self.parts))
+        self.key = Key(tuple(self.parts))
         # Each solve looks at all of it: in columns, which need no line of Python an entry.
         cells = [(place, value) for place, value in self._watch if place.is_cell]
         items = [(place, value) for place, value in self._watch if not place.is_cell]
@@ -290,10 +293,12 @@ class Reads:
     Attributes:
         key: Everything a program for them depends on but the shapes of the tensors; hashable.
         tensors: The tensors, to be handed to the program.
+        keys: Of whole solves, by what tells them apart; kept by who asks for them.
     """
 
     key: tuple[object, ...]
     tensors: tuple[Tensor, ...]
+    keys: dict[object, tuple[tuple[object, ...], Key]]
     _walk: _Walk
     _args: tuple[Any, ...]
     _rebuild: Callable[[Sequence[Any]], Any]
@@ -363,7 +368,7 @@ def read(problem: ODEProblem) -> Reads:
         )
     key = (walk.key, (str(_structure(problem.args)), positions, *rest.parts))
     tensors = (*walk.tensors, *(leaves[i] for i in positions))
-    return Reads(key, tensors, walk, tuple(leaves), rebuild, positions)
+    return Reads(key, tensors, {}, walk, tuple(leaves), rebuild, positions)
 
 
 def _structure(args: object) -> object:
@@ -371,21 +376,29 @@ def _structure(args: object) -> object:
 
 
 def _of_f(f: object) -> Reads:
-    """What `f` holds, without `args`; looked through again only if something changed."""
+    """What `f` holds, without `args`; from its third solve on looked through where it changed."""
     known = _SEEN.get(id(f))
     if known is not None and known[0]() is f and known[1]._walk.unchanged():  # pyright: ignore
         return known[1]
     walk = _Walk(f)
     leaves, rebuild = flatten_args(None)
-    found = Reads((walk.key, ()), tuple(walk.tensors), walk, tuple(leaves), rebuild, ())
+    found = Reads((walk.key, ()), tuple(walk.tensors), {}, walk, tuple(leaves), rebuild, ())
     try:
-        _SEEN[id(f)] = (weakref.ref(cast("Any", f)), found)
+        once = weakref.ref(cast("Any", f))
     except TypeError:
         return found
-    _SEEN.move_to_end(id(f))
-    while len(_SEEN) > _REMEMBERED:
-        _SEEN.popitem(last=False)
+    if (met := _MET.get(id(f))) is not None and met() is f:
+        _remember(_SEEN, id(f), (once, found))
+    else:  # it may be one of many, made for one solve each, with a batch in its closure
+        _remember(_MET, id(f), once)
     return found
+
+
+def _remember(table: OrderedDict[int, Any], key: int, value: object) -> None:
+    table[key] = value
+    table.move_to_end(key)
+    while len(table) > _REMEMBERED:
+        table.popitem(last=False)
 
 
 def note_counters(f: object, before: Reads) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -217,6 +220,16 @@ def test_a_tensor_under_the_key_none_is_found() -> None:
     before = read(problem).key
     f.table[None] = None  # pyright: ignore
     assert read(problem).key != before
+
+
+def test_what_an_f_of_one_solve_held_is_let_go_with_it() -> None:
+    """As a closure over a batch is, made anew for each."""
+    f = Field()
+    weight = weakref.ref(f.net.weight)
+    read(ODEProblem(f, torch.ones(3, 2), [0.0, 1.0]))
+    del f
+    gc.collect()
+    assert weight() is None
 
 
 @pytest.mark.parametrize("fixed", [False, True])
