@@ -239,17 +239,16 @@ def _rational_tanh(x: Tensor) -> Tensor:
     """tanh of float32 within 2.3 units in the last place, with and without fused multiply-add.
 
     With a = z P and q = Q at z = |x| / 2, doubling gives tanh |x| = 2 a q / (a^2 + q^2). That is
-    computed as what is added to |x| where it is small and to 1 where it is large, so that the
-    roundings of the sums count for little.
+    computed as what is taken from |x| where it is small and from 1 where it is large, so that the
+    roundings of the sums count for little. The halving is in the coefficients, which is exact.
     """
     size = x.abs().clamp(max=_BOUND)
-    z = 0.5 * size
-    s = z * z
-    a = z * (s * (s * _P[1] + _P[0]) + 1.0)
-    q = s * (s * (s * _Q[2] + _Q[1]) + _Q[0]) + 1.0
-    less = s * (s * (s * -_Q[2] + (_P[1] - _Q[1])) + (_P[0] - _Q[0]))  # P - Q
+    s = size * size
+    a = size * (s * (s * (_P[1] / 32) + _P[0] / 8) + 0.5)
+    q = s * (s * (s * (_Q[2] / 64) + _Q[1] / 16) + _Q[0] / 4) + 1.0
+    less = s * (s * (s * (-_Q[2] / 64) + (_P[1] - _Q[1]) / 16) + (_P[0] - _Q[0]) / 4)  # P - Q
     square, gap = a * a, q - a
     small = size < _BEND
-    change = torch.where(small, size * (q * less - square), -gap * gap) / (q * q + square)
-    found = torch.where(small, size, torch.ones_like(size)) + change
+    change = torch.where(small, size * (square - q * less), gap * gap) / (q * q + square)
+    found = torch.where(small, size, torch.ones_like(size)) - change
     return torch.where(x < 0, -found, found)
