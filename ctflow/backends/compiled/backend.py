@@ -183,9 +183,6 @@ class CompiledBackend:
 
 def _without_gradient(job: Job, y0: Tensor) -> tuple[Found, Tensor]:
     """Solve, also under inference mode, whose tensors no program may write into."""
-    if not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-        found = forward(job, y0)
-        return found, found.out
     if not torch.is_inference_mode_enabled():
         with torch.no_grad():
             found = forward(job, y0.detach())

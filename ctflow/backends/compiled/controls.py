@@ -19,7 +19,6 @@ from ctflow.errors import Unsupported
 __all__ = [
     "control_key",
     "control_values",
-    "is_ours",
     "judge",
     "memory_before",
     "usual_control",
@@ -40,14 +39,9 @@ _USUAL: dict[tuple[object, ...], Control] = {}
 _MOST = 256
 
 
-def is_ours(control: Control) -> bool:
-    """Whether a control is one of ours, which stay as they are."""
-    return type(control) in (Adaptive, Fixed)
-
-
 def _known(control: Control) -> _Known | None:
     """What was found out of it before; None for a control of the user's, which may change."""
-    if not is_ours(control):
+    if type(control) not in (Adaptive, Fixed):
         return None
     found = _KNOWN.get(id(control))
     if found is None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
-from operator import is_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ctflow.backends.captures import Autocast
-from ctflow.backends.compiled.controls import control_key, is_ours
+from ctflow.backends.compiled.controls import control_key
 from ctflow.backends.compiled.library import Family, Sketch
-from ctflow.backends.compiled.reads import Key, Reads, check_unchanged, note_counters
+from ctflow.backends.compiled.reads import Reads, check_unchanged, note_counters
 from ctflow.backends.compiled.trace import Traced, trace
 from ctflow.backends.native.control import Control
 from ctflow.backends.native.stops import Stops
@@ -188,7 +187,7 @@ def _padded(times: Tensor) -> Tensor:
 
 def family_of(job: Job, kind: str) -> Family:
     """The programs of one kind for this job: "forward", "backward"."""
-    key = _key_of(job, kind)
+    key = job.key(kind)
     family = _FAMILIES.get(key)
     if family is None:
         family = _FAMILIES[key] = Family(f"{kind} of {_name_of(job.problem.f)}")
@@ -197,30 +196,6 @@ def family_of(job: Job, kind: str) -> Family:
     else:
         _FAMILIES.move_to_end(key)
     return family
-
-
-def _key_of(job: Job, kind: str) -> Key:
-    """`Job.key` as one object, the same one where all is as in an earlier solve.
-
-    A key has a hundred parts, and memory has long forgotten them when the next solve begins.
-    """
-    if not is_ours(job.control):  # it may have changed
-        return Key(job.key(kind))
-    layout, tensors = job.layout, job.reads.tensors
-    few = (
-        kind, job.wanted, job.solver.gradient, job.exact, job.inside, job.stops is None, job.jumps,
-        layout.shapes, layout.dtype, layout.device, layout.per_sample, job.autocast,
-        torch.get_num_threads(), *(x.dtype for x in tensors), *(x.device for x in tensors),
-    )  # fmt: skip
-    objects = (job.tableau, job.control, layout.treespec)
-    known = job.reads.keys.get(few)
-    if known is not None and all(map(is_, known[0], objects)):
-        return known[1]
-    key = Key(job.key(kind))
-    if len(job.reads.keys) >= _KEPT:
-        job.reads.keys.clear()
-    job.reads.keys[few] = (objects, key)
-    return key
 
 
 def rest_of(job: Job) -> list[Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch._inductor import cpu_vec_isa, lowering
+from torch._inductor import cpu_vec_isa, lowering  # noqa: F401  # the parts below import it in circles
 from torch._inductor.codegen.cpp_gemm_template import CppGemmTemplate
 from torch._inductor.codegen.cpp_micro_gemm import CppMicroGemmFP32Vec, create_micro_gemm
 from torch._inductor.kernel.mm_common import mm_args
@@ -110,7 +110,7 @@ class _TurnedKernel(_Kernel):
     def codegen_call(self, kernel: Any, A: Any, B: Any, C: Any, *args: Any, **rest: Any) -> str:  # noqa: ANN401
         """The call, with the distance of the first matrix's columns in the place of its rows'."""
         text: str = super().codegen_call(kernel, A, B, C, *args, **rest)
-        lines = text.splitlines()
+        lines = text.splitlines()  # name, A, B, C, M, N, K, lda, ldb, ldc
         lines[7] = f"    {kernel.stride(A, 1)},"
         return "\n".join(lines)
 
@@ -133,7 +133,7 @@ class _Product(CppGemmTemplate):
 
 
 def written_out(a: Any, b: Any) -> Any:  # noqa: ANN401
-    """The product as part of the program; through a library where that cannot be done.
+    """The product as part of the program; None where that cannot be done.
 
     Args:
         a: [M, K] float32, row after row or column after column, as the compiler knows it.
@@ -147,7 +147,7 @@ def written_out(a: Any, b: Any) -> Any:  # noqa: ANN401
     caches = known.get("l1d_cache_size", 0) > 0 and known.get("l2_cache_size", 0) > 0
     lies = (_is_turned(a) or a.get_layout().is_contiguous()) and b.get_layout().is_contiguous()
     if not caches or not lies or _vector() < 2 or a.get_name() == b.get_name():
-        return lowering.lowerings[torch.ops.aten.mm.default](a, b)
+        return None
     rows = int(m) if isinstance(m, int) or m.is_number else _USUAL
     n_threads = max(1, min(parallel_num_threads(), rows * int(n) * int(k) // _SHARE))
     float32 = torch.float32
@@ -156,7 +156,7 @@ def written_out(a: Any, b: Any) -> Any:  # noqa: ANN401
         compute_dtype=float32, num_threads=n_threads,
     )  # fmt: skip
     if type(blocks) is not CppMicroGemmFP32Vec:
-        return lowering.lowerings[torch.ops.aten.mm.default](a, b)
+        return None
     template = _Product(
         [a, b], layout, n_threads, blocks.register_blocking, should_block_weights=False,
         name="product",

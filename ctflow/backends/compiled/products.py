@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -26,15 +27,13 @@ UNROLLED = 8
 LARGE = 2**24
 """Multiplications from which on an intermediate that holds each of them is too much."""
 
+_LIBRARY: ContextVar[bool] = ContextVar("_LIBRARY", default=False)
+
 
 def by_blocks(a: Tensor, b: Tensor) -> Tensor:
     """The product a @ b of float32: [M, K], [K, N] -> [M, N]."""
-    turned = a.stride(0) == 1 < a.stride(1)
-    return _product(a if turned or a.is_contiguous() else settled(a), _in_rows(b))
-
-
-def _in_rows(b: Tensor) -> Tensor:
-    return b if b.is_contiguous() else settled(b)
+    lies = a.is_contiguous() or a.t().is_contiguous()
+    return _product(a if lies else settled(a), b if b.is_contiguous() else settled(b))
 
 
 @torch.library.custom_op("ctflow::product", mutates_args=())
@@ -49,19 +48,15 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 
 @lowering.register_lowering(torch.ops.ctflow.product.default, type_promotion_kind=None)  # pyright: ignore
 def _lowered(a: Any, b: Any) -> Any:  # noqa: ANN401
-    if _by_library:
-        return lowering.lowerings[torch.ops.aten.mm.default](a, b)
-    return written_out(a, b)
-
-
-_by_library: list[bool] = []  # not empty: no product is written out
+    found = None if _LIBRARY.get() else written_out(a, b)
+    return lowering.lowerings[torch.ops.aten.mm.default](a, b) if found is None else found
 
 
 @contextmanager
 def by_library() -> Generator[None]:
     """Compile with products left to a library."""
-    _by_library.append(True)
+    token = _LIBRARY.set(True)
     try:
         yield
     finally:
-        _by_library.pop()
+        _LIBRARY.reset(token)

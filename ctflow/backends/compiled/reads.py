@@ -12,7 +12,7 @@ import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from operator import attrgetter, getitem, is_
 from typing import Any, cast
@@ -28,7 +28,7 @@ from ctflow.problem import ODEProblem
 from ctflow.solution import Stats
 from ctflow.state import flatten_args
 
-__all__ = ["Key", "Reads", "check_unchanged", "note_counters", "read"]
+__all__ = ["Reads", "check_unchanged", "note_counters", "read"]
 
 _MOST = 20_000  # objects that are looked at
 _PLAIN = (str, bytes, int, bool, complex, type(None), torch.dtype, torch.device, torch.Size)
@@ -39,13 +39,13 @@ _LIBRARIES = frozenset({"torch", "numpy", "math", "builtins", "functools", "typi
 Path = tuple[object, ...]
 
 _COUNTERS: dict[object, set[Path]] = {}  # what an `f` changes by itself when it is called
-_SEEN: OrderedDict[int, tuple[Any, Reads]] = OrderedDict()  # what keeps an `f` alive
+_SEEN: OrderedDict[int, Reads] = OrderedDict()  # which keep their `f` alive
 _MET: OrderedDict[int, weakref.ref[Any]] = OrderedDict()
 _REMEMBERED = 64
 _CONTENTS, _MODE = attrgetter("cell_contents"), attrgetter("training")
 
 
-class Key:
+class _Key:
     """Many things that are compared as one, and hashed once."""
 
     def __init__(self, parts: tuple[object, ...]) -> None:
@@ -53,12 +53,10 @@ class Key:
         self._hash = hash(parts)
 
     def __hash__(self) -> int:
-        """That of the parts, found once."""
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        """Whether all parts are equal."""
-        return self is other or (isinstance(other, Key) and self._parts == other._parts)
+        return self is other or (isinstance(other, _Key) and self._parts == other._parts)
 
 
 class _Walk:
@@ -90,7 +88,7 @@ class _Walk:
         self._seen: dict[int, int] = {}
         self._ignored = _COUNTERS.get(_kind(root), frozenset())
         self.visit(root, None, ())
-        self.key = Key(tuple(self.parts))
+        self.key = _Key(tuple(self.parts))
         # Each solve looks at all of it: in columns, which need no line of Python an entry.
         cells = [(place, value) for place, value in self._watch if place.is_cell]
         items = [(place, value) for place, value in self._watch if not place.is_cell]
@@ -293,12 +291,10 @@ class Reads:
     Attributes:
         key: Everything a program for them depends on but the shapes of the tensors; hashable.
         tensors: The tensors, to be handed to the program.
-        keys: Of whole solves, by what tells them apart; kept by who asks for them.
     """
 
     key: tuple[object, ...]
     tensors: tuple[Tensor, ...]
-    keys: dict[object, tuple[tuple[object, ...], Key]]
     _walk: _Walk
     _args: tuple[Any, ...]
     _rebuild: Callable[[Sequence[Any]], Any]
@@ -368,7 +364,7 @@ def read(problem: ODEProblem) -> Reads:
         )
     key = (walk.key, (str(_structure(problem.args)), positions, *rest.parts))
     tensors = (*walk.tensors, *(leaves[i] for i in positions))
-    return Reads(key, tensors, {}, walk, tuple(leaves), rebuild, positions)
+    return Reads(key, tensors, walk, tuple(leaves), rebuild, positions)
 
 
 def _structure(args: object) -> object:
@@ -378,19 +374,17 @@ def _structure(args: object) -> object:
 def _of_f(f: object) -> Reads:
     """What `f` holds, without `args`; from its third solve on looked through where it changed."""
     known = _SEEN.get(id(f))
-    if known is not None and known[0]() is f and known[1]._walk.unchanged():  # pyright: ignore
-        return known[1]
+    if known is not None and known._walk.unchanged():  # pyright: ignore[reportPrivateUsage]
+        return known
     walk = _Walk(f)
     leaves, rebuild = flatten_args(None)
-    found = Reads((walk.key, ()), tuple(walk.tensors), {}, walk, tuple(leaves), rebuild, ())
-    try:
-        once = weakref.ref(cast("Any", f))
-    except TypeError:
+    found = Reads((walk.key, ()), tuple(walk.tensors), walk, tuple(leaves), rebuild, ())
+    met = _MET.get(id(f))
+    if known is not None or (met is not None and met() is f):
+        _remember(_SEEN, id(f), found)
         return found
-    if (met := _MET.get(id(f))) is not None and met() is f:
-        _remember(_SEEN, id(f), (once, found))
-    else:  # it may be one of many, made for one solve each, with a batch in its closure
-        _remember(_MET, id(f), once)
+    with suppress(TypeError):  # it may be one of many, for one solve each, with a batch in it
+        _remember(_MET, id(f), weakref.ref(cast("Any", f)))
     return found
 
 
