@@ -11,7 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch._inductor import cpu_vec_isa, lowering  # noqa: F401  # the parts below import it in circles
+from torch._inductor import (
+    cpu_vec_isa,
+    lowering,  # pyright: ignore[reportUnusedImport]  # noqa: F401  # first: others import it in circles
+)
 from torch._inductor.codegen.cpp_gemm_template import CppGemmTemplate
 from torch._inductor.codegen.cpp_micro_gemm import CppMicroGemmFP32Vec, create_micro_gemm
 from torch._inductor.kernel.mm_common import mm_args
