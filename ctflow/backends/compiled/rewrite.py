@@ -3,7 +3,7 @@
 * Small matrix products, and those of few columns, become sums of products, which are fused with
   what surrounds them. A library call costs 1 to 3 microseconds, more than the arithmetic of a
   small network's layer. Larger ones are written out block by block.
-* tanh in float32 becomes a rational function, within 3 units in the last place.
+* tanh of float32 is written out, within 3 units in the last place.
 * What does not change during a loop (a transposed weight) is computed before it.
 """
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from ctflow.backends.compiled.elementary import fast_tanh
 from ctflow.backends.compiled.equality import is_pure, merge_equal
 from ctflow.backends.compiled.products import LARGE, UNROLLED, by_blocks
 from ctflow.backends.compiled.splice import settled, spliced
@@ -28,13 +29,6 @@ _SMALL = 8192  # multiplications below which a library call costs more than the 
 _NARROW = 4  # columns up to which the libraries are slow
 _THIN = 16  # columns below which they are quicker with few rows than with few columns
 _LONG = 2**26  # multiplications from which on a library pays
-
-# tanh(z) = z P(z^2) / Q(z^2) on [0, 4.6]: coefficients by powers from the first, both 1 at 0. A
-# minimax fit of the error that is left after doubling, 8e-9 (weighted least squares, reweighted).
-_P = (0.11907753239438333, 0.0018265133637785551)
-_Q = (0.45241072232795215, 0.019297354477783232, 7.852349188698109e-05)
-_BOUND = 9.2  # beyond it float32 rounds tanh to 1
-_BEND = 1.1  # where the two ways of writing it are equally exact
 
 _ATEN = torch.ops.aten
 _NUMBERS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)  # sizes, say
@@ -177,7 +171,7 @@ def _replacement(node: fx.Node, exact: bool) -> _Rewrite | None:
     if not isinstance(value, Tensor) or value.device.type != "cpu":
         return None
     if node.target is _ATEN.tanh.default and not exact and value.dtype == torch.float32:
-        return _rational_tanh, node.args  # pyright: ignore
+        return fast_tanh, node.args  # pyright: ignore
     if node.target is _ATEN.mm.default:
         return _product(node, None)
     if node.target is _ATEN.addmm.default and not node.kwargs:
@@ -233,22 +227,3 @@ def _summed(a: Tensor, b: Tensor) -> Tensor:
     if b.shape[1] >= b.shape[0]:
         return (a.unsqueeze(2) * settled(b).unsqueeze(0)).sum(1)
     return (a.unsqueeze(1) * settled(b.t()).unsqueeze(0)).sum(2)
-
-
-def _rational_tanh(x: Tensor) -> Tensor:
-    """tanh of float32 within 2.3 units in the last place, with and without fused multiply-add.
-
-    With a = z P and q = Q at z = |x| / 2, doubling gives tanh |x| = 2 a q / (a^2 + q^2). That is
-    computed as what is taken from |x| where it is small and from 1 where it is large, so that the
-    roundings of the sums count for little. The halving is in the coefficients, which is exact.
-    """
-    size = x.abs().clamp(max=_BOUND)
-    s = size * size
-    a = size * (s * (s * (_P[1] / 32) + _P[0] / 8) + 0.5)
-    q = s * (s * (s * (_Q[2] / 64) + _Q[1] / 16) + _Q[0] / 4) + 1.0
-    less = s * (s * (s * (-_Q[2] / 64) + (_P[1] - _Q[1]) / 16) + (_P[0] - _Q[0]) / 4)  # P - Q
-    square, gap = a * a, q - a
-    small = size < _BEND
-    change = torch.where(small, size * (square - q * less), gap * gap) / (q * q + square)
-    found = torch.where(small, size, torch.ones_like(size)) - change
-    return torch.where(x < 0, -found, found)
