@@ -51,8 +51,8 @@ class CompiledBackend:
     Args:
         tableau: A method in place of the one that `Solver.method` names.
         control: A step-size control of your own, in place of `Solver.step`, `rtol` and `atol`.
-        exact: Leave elementary functions to the compiler; False writes tanh of float32 out,
-            within 3 units in the last place.
+        exact: Leave elementary functions to the compiler; False writes tanh and softplus of
+            float32 out, within 3 units in the last place.
 
     Cost:
         Compiling takes tens of seconds a program, once a machine: programs are kept on disk

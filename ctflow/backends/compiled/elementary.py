@@ -1,11 +1,17 @@
-"""How an elementary function of float32 is written out in C++: few operations, fused with the rest.
+"""How tanh and softplus of float32 are written out in C++: few operations, fused with the rest.
 
-The compiler calls a library for each vector, and what surrounds the call has to leave its
-registers. What is written out here bears no more than 3 units in the last place.
+For these the compiler calls a library with each vector, and what surrounds the call has to leave
+its registers. What is written out here errs by no more than 3 units in the last place.
+
+Both are built around an exponential. With w = n log 2 + r, n whole and |r| <= log(2) / 2, it is
+exp(w) = 2^n (1 + q) of q = exp(r) - 1 = r + r^2 P(r).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,91 +23,125 @@ from torch._inductor.ir import ops_wrapper
 from torch._inductor.ops_handler import DefaultHandler
 from torch._inductor.virtualized import V
 
-__all__ = ["fast_tanh"]
+__all__ = ["softplus", "tanh"]
 
-# tanh x = u / (u + 2) of u = exp(2x) - 1, and 2x = n log 2 + r with n whole: then
-# u = 2^n q + (2^n - 1) of q = exp(r) - 1 = r + r^2 P(r), |r| <= log(2) / 2. P by powers from the
-# first, a minimax fit of q's relative error, 1.3e-8 (weighted least squares, reweighted).
-_P = (0.49999998, 0.16666543, 0.0416672, 0.008366547, 0.0013882516)
-_BOUND = 9.2  # beyond it float32 rounds tanh to 1
-_SHIFT = 12582912.0  # 1.5 * 2^23: added to a number, it leaves the nearest whole one at the end
+_CLOSE = "fma(whole, F(-0.693147182f), w)"  # w - n log 2 where n is small
+_CLOSER = "fma(whole, F(-1.42860677e-6f), fma(whole, F(-0.693145752f), w))"  # any n of float32
 
-_TANH = """
-    const F size = {least}({abs}, F({bound}f));
-    const F shifted = {fma}(size, F(2.88539008f), F({shift}f));
-    const F whole = shifted - F({shift}f);
-    const F r = {fma}(whole, F(-0.693147181f), size + size);
-    F p = F({p[4]}f);
-    p = {fma}(p, r, F({p[3]}f));
-    p = {fma}(p, r, F({p[2]}f));
-    p = {fma}(p, r, F({p[1]}f));
-    p = {fma}(p, r, F({p[0]}f));
-    const F q = {fma}(r * r, p, r);
-    const F power = {power};
-    const F u = {fma}(power, q, power - F(1.0f));
-    const F found = u / (u + F(2.0f));
+
+def _exponential(r: str) -> str:
+    """The lines from w to q, which leave n in the last bits of `shifted`.
+
+    1.5 * 2^23, added, leaves whole numbers there. P is a minimax fit of q's relative error, 1.3e-8
+    (weighted least squares, reweighted).
+    """
+    return f"""
+    const F shifted = fma(w, F(1.44269504f), F(12582912.0f));
+    const F whole = shifted - F(12582912.0f);
+    const F r = {r};
+    F p = fma(F(0.0013882516f), r, F(0.008366547f));
+    p = fma(p, r, F(0.0416672f));
+    p = fma(p, r, F(0.16666543f));
+    p = fma(p, r, F(0.49999998f));
+    const F q = fma(r * r, p, r);
 """
 
 
-@torch.library.custom_op("ctflow::tanh", mutates_args=())
-def fast_tanh(x: Tensor) -> Tensor:
-    """tanh of float32 within 2.6 units in the last place."""
-    return x.tanh()
+# Beyond the bounds float32 rounds the result to that at the bound.
+_TEXTS: Mapping[str, str] = MappingProxyType(
+    {
+        # u / (u + 2) of u = exp(2 |x|) - 1
+        "tanh": f"""
+    const F size = most(magnitude(x), F(9.2f));
+    const F w = size + size;
+{_exponential(_CLOSE)}
+    const F power = number((bits(shifted) << I(23)) + I(0x3f800000));
+    const F u = fma(power, q, power - F(1.0f));
+    return signed_as(u / (u + F(2.0f)), x);
+""",
+        # max(x, 0) + log(1 + e) of e = exp(-|x|), which may be below 2^-126: then in two factors.
+        # log(1 + e) = 2 artanh s of s = e / (e + 2) <= 1 / 3; again a minimax fit, 4.5e-9.
+        "softplus": f"""
+    const F w = F(0.0f) - most(magnitude(x), F(104.0f));
+{_exponential(_CLOSER)}
+    const F power = number((bits(shifted) << I(23)) + I(0x5f800000));
+    const F e = fma(power, q, power) * F(0x1p-64f);
+    const F s = e / (e + F(2.0f));
+    const F z = s * s;
+    F a = fma(F(0.28018772f), z, F(0.28000537f));
+    a = fma(a, z, F(0.40021597f));
+    a = fma(a, z, F(0.66666415f));
+    return least(x, F(0.0f)) + fma(s * z, a, s + s);
+""",
+    }
+)
+
+_ONE_NUMBER = """
+    using F = float;
+    using I = int32_t;
+    const auto fma = [](F a, F b, F c) { return std::fma(a, b, c); };
+    const auto most = [](F a, F limit) { return std::min<F>(a, limit); };
+    const auto least = [](F a, F limit) { return std::max<F>(a, limit); };
+    const auto magnitude = [](F a) { return std::abs(a); };
+    const auto signed_as = [](F a, F b) { return std::copysign(a, b); };
+    const auto bits = [](F a) { return c10::bit_cast<I>(a); };
+    const auto number = [](I a) { return c10::bit_cast<F>(a); };
+"""
+
+_VECTOR = """
+    using F = at::vec::Vectorized<float>;
+    using I = at::vec::Vectorized<int32_t>;
+    const auto fma = [](F a, F b, F c) { return at::vec::fmadd(a, b, c); };
+    const auto most = [](F a, F limit) { return at::vec::clamp_max(a, limit); };
+    const auto least = [](F a, F limit) { return at::vec::clamp_min(a, limit); };
+    const auto magnitude = [](F a) { return a.abs(); };
+    const auto signed_as = [](F a, F b) { return a | (b & F(-0.0f)); };
+    const auto bits = [](F a) { return at::vec::cast<int32_t>(a); };
+    const auto number = [](I a) { return at::vec::cast<float>(a); };
+"""
 
 
-@fast_tanh.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
+def _of_number(name: str, x: Any) -> str:  # noqa: ANN401
+    """A function of one number, with the roundings of a vector's."""
+    return f"[](const float x)\n{{{_ONE_NUMBER}{_TEXTS[name]}}}\n({x})"
 
 
-def _text(**parts: str) -> str:
-    return _TANH.format(p=_P, bound=_BOUND, shift=_SHIFT, **parts)
-
-
-def _of_number(x: Any) -> str:  # noqa: ANN401
-    """tanh of one number, with the roundings of a vector's."""
-    text = _text(
-        least="std::min<F>", abs=f"std::abs({x})", fma="std::fma",
-        power="c10::bit_cast<float>((c10::bit_cast<uint32_t>(shifted) << 23) + 0x3f800000u)",
-    )  # fmt: skip
-    return f"[&]()\n{{\n    using F = float;{text}    return std::copysign(found, {x});\n}}\n()"
-
-
-def _of_vector(x: Any) -> str:  # noqa: ANN401
-    """tanh of a vector, or of several side by side."""
-    text = _text(
-        least="at::vec::clamp_max", abs="x.abs()", fma="at::vec::fmadd",
-        power="at::vec::cast<float>((at::vec::cast<int32_t>(shifted) << I(23)) + I(0x3f800000))",
-    )  # fmt: skip
-    own = (
-        "    using F = at::vec::Vectorized<float>;\n"
-        "    using I = at::vec::Vectorized<int32_t>;\n"
-        f"    const auto one = [](const F& x)\n    {{{text}"
-        "    return found | (x & F(-0.0f));\n    };\n"
-    )
+def _of_vector(name: str, x: Any) -> str:  # noqa: ANN401
+    """A function of a vector, or of several side by side."""
+    own = f"[](const at::vec::Vectorized<float> x)\n{{{_VECTOR}{_TEXTS[name]}}}\n"
     kernel: Any = V.kernel
-    several = kernel._get_num_vectors(torch.float32) > 1
-    return f"[&]()\n{{\n{own}    return {f'{x}.unary_op(one)' if several else f'one({x})'};\n}}\n()"
+    return f"{x}.unary_op({own})" if kernel._get_num_vectors(torch.float32) > 1 else f"{own}({x})"
 
 
 def _dtype(_: Any, x: Any) -> torch.dtype:  # noqa: ANN401
     return x.dtype
 
 
-# The compiler's tables of operations on numbers are classes: one more method in each.
-_HANDLER: Any = DefaultHandler
-_DTYPES: Any = DtypePropagationOpsHandler
-_NUMBERS: Any = CppOverrides
-_VECTORS: Any = CppVecOverrides
-_HANDLER.ctflow_tanh = _HANDLER._call_default("ctflow_tanh")
-_DTYPES.ctflow_tanh = _dtype
-_NUMBERS.ctflow_tanh = staticmethod(_of_number)
-_VECTORS.ctflow_tanh = staticmethod(_of_vector)
-
-
-@lowering.register_lowering(torch.ops.ctflow.tanh.default)  # pyright: ignore
-def _lowered(x: Any) -> Any:  # noqa: ANN401
-    found = lowering.make_pointwise(ops_wrapper("ctflow_tanh"))(x)
+def _lowered(name: str, x: Any) -> Any:  # noqa: ANN401
+    found = lowering.make_pointwise(ops_wrapper(name))(x)
     if len(V.graph.current_node.users) > 1:
         found.realize()  # else each of its readers computes it anew
     return found
+
+
+def _written_out(name: str, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """An operation of float32 that the compiler knows; in Python it is torch's own."""
+
+    def plain(x: Tensor) -> Tensor:
+        return function(x)
+
+    operation: Any = torch.library.custom_op(f"ctflow::{name}", plain, mutates_args=())
+    operation.register_fake(torch.empty_like)
+    # The compiler's tables of operations on numbers are classes: one more method in each.
+    own = f"ctflow_{name}"
+    handler: Any = DefaultHandler
+    setattr(handler, own, handler._call_default(own))
+    setattr(DtypePropagationOpsHandler, own, _dtype)
+    setattr(CppOverrides, own, staticmethod(partial(_of_number, name)))
+    setattr(CppVecOverrides, own, staticmethod(partial(_of_vector, name)))
+    lowering.register_lowering(operation._opoverload)(partial(_lowered, own))
+    return operation
+
+
+tanh = _written_out("tanh", torch.tanh)
+softplus = _written_out("softplus", torch.nn.functional.softplus)

@@ -3,7 +3,7 @@
 * Small matrix products, and those of few columns, become sums of products, which are fused with
   what surrounds them. A library call costs 1 to 3 microseconds, more than the arithmetic of a
   small network's layer. Larger ones are written out block by block.
-* tanh of float32 is written out, within 3 units in the last place.
+* tanh and softplus of float32 are written out, within 3 units in the last place.
 * What does not change during a loop (a transposed weight) is computed before it.
 """
 
@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from ctflow.backends.compiled.elementary import fast_tanh
+from ctflow.backends.compiled import elementary
 from ctflow.backends.compiled.equality import is_pure, merge_equal
 from ctflow.backends.compiled.products import LARGE, UNROLLED, by_blocks
 from ctflow.backends.compiled.splice import settled, spliced
@@ -162,6 +163,11 @@ def _undone(node: fx.Node) -> fx.Node:
     return root if same and shown.storage_offset() == whole.storage_offset() else node
 
 
+_WRITTEN_OUT: Mapping[object, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {_ATEN.tanh.default: elementary.tanh, _ATEN.softplus.default: elementary.softplus}
+)
+_SOFTPLUS = (1, 20)  # its slope and where it becomes a line: there float32 tells no difference
+
 _Rewrite = tuple[Callable[..., Tensor], Sequence[fx.Node]]
 
 
@@ -170,13 +176,20 @@ def _replacement(node: fx.Node, exact: bool) -> _Rewrite | None:
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or value.device.type != "cpu":
         return None
-    if node.target is _ATEN.tanh.default and not exact and value.dtype == torch.float32:
-        return fast_tanh, node.args  # pyright: ignore
+    if node.target in _WRITTEN_OUT and not exact and value.dtype == torch.float32:
+        return _written_out(node)
     if node.target is _ATEN.mm.default:
         return _product(node, None)
     if node.target is _ATEN.addmm.default and not node.kwargs:
         return _product(node, node.args[0])
     return None
+
+
+def _written_out(node: fx.Node) -> _Rewrite | None:
+    """An elementary function, where its further arguments are the usual ones."""
+    x, *rest = node.args
+    usual = not node.kwargs and tuple(rest) == _SOFTPLUS[: len(rest)]
+    return (_WRITTEN_OUT[node.target], (x,)) if usual else None  # pyright: ignore
 
 
 def _product(node: fx.Node, added: Any) -> _Rewrite | None:  # noqa: ANN401

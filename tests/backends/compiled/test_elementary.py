@@ -2,51 +2,70 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ctflow.backends.compiled import elementary
 from ctflow.backends.compiled.build import built
-from ctflow.backends.compiled.elementary import fast_tanh
 
 pytestmark = pytest.mark.compiler
 
 
-class _Tanh(nn.Module):
+class _Both(nn.Module):
     """By vectors, by vectors side by side (beside float64), and with several readers."""
 
     def forward(self, x: Tensor, wide: Tensor) -> tuple[Tensor, ...]:
-        """Of every number, and of each times one of float64."""
-        found = fast_tanh(x)
-        return found, found.double() * wide, (1 - found * found).sum(), fast_tanh(x[:5] + x[5:10])
+        """Of every number, of each times one of float64, of few; and a sum."""
+        tanh, softplus = elementary.tanh(x), elementary.softplus(x)
+        few = elementary.tanh(x[:5] + x[5:10])
+        return tanh, softplus, tanh.double() * wide, few, (1 - tanh * tanh).nan_to_num().sum()
 
 
-@pytest.mark.parametrize("vectors", [True, False])
-def test_tanh_is_within_three_units_in_the_last_place(
-    vectors: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Over every magnitude; odd to the last bit; at most 1; infinity and NaN as they should be."""
-    monkeypatch.setenv("CTFLOW_CACHE_DIR", str(tmp_path))
-    small = torch.logspace(-44, 1.5, 400_001, dtype=torch.float64).float()
-    ends = torch.tensor([torch.inf, torch.nan, 0.0, 9.2, 20.0])
+@pytest.fixture(params=[True, False], ids=["vectors", "numbers"], scope="module")
+def found(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Tensor, ...]:
+    """Numbers of every magnitude, numbers of float64, and what a program makes of them."""
+    small = torch.logspace(-44, 2.03, 400_001, dtype=torch.float64).float()
+    ends = torch.tensor([torch.inf, torch.nan, 0.0, 9.2, 120.0])
     x = torch.cat([ends, small, torch.linspace(0, 10, 400_001)])
     x = torch.cat([x, -x])
     wide = torch.rand(len(x), dtype=torch.float64)
-    with torch._inductor.config.patch({} if vectors else {"cpp.simdlen": 1}):
-        found, widened, total, few = built(_Tanh(), [x, wide], None, "tanh")([x, wide])
-    half = len(x) // 2
-    nan = x.isnan()
-    assert torch.equal(found.isnan(), nan)
-    assert torch.equal(found[half:][~nan[half:]], -found[:half][~nan[:half]])
-    assert torch.equal(torch.signbit(found[~nan]), torch.signbit(x[~nan]))
-    assert bool((found[~nan].abs() <= 1).all())
-    assert found[[0, 4]].tolist() == [1.0, 1.0]
-    wanted = torch.tanh(x.double())[~nan]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CTFLOW_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
+        with torch._inductor.config.patch({} if request.param else {"cpp.simdlen": 1}):
+            return (x, wide, *built(_Both(), [x, wide], None, "functions")([x, wide]))
+
+
+def _units(got: Tensor, wanted: Tensor) -> float:
+    """Largest error in units of the last place, of float32."""
     size = wanted.abs().float()
     unit = (size - torch.nextafter(size, torch.zeros(()))).double().clamp(min=1e-45)
-    assert float(((found[~nan].double() - wanted).abs() / unit).max()) <= 3
-    torch.testing.assert_close(widened, found.double() * wide, rtol=1e-15, atol=0, equal_nan=True)
-    assert bool(total.isnan())
+    return float(((got.double() - wanted).abs() / unit).max())
+
+
+def test_tanh_is_within_three_units_in_the_last_place(found: tuple[Tensor, ...]) -> None:
+    """Odd to the last bit, at most 1, and NaN where it should be."""
+    x, wide, tanh, _, widened, few, total = found
+    known = ~x.isnan()
+    assert torch.equal(tanh.isnan(), ~known)
+    half = len(x) // 2
+    assert torch.equal(tanh[half:][known[half:]], -tanh[:half][known[:half]])
+    assert torch.equal(torch.signbit(tanh[known]), torch.signbit(x[known]))
+    assert bool((tanh[known].abs() <= 1).all())
+    assert tanh[[0, 4]].tolist() == [1.0, 1.0]
+    assert _units(tanh[known], torch.tanh(x[known].double())) <= 3
+    torch.testing.assert_close(widened, tanh.double() * wide, rtol=1e-15, atol=0, equal_nan=True)
     torch.testing.assert_close(few, torch.tanh(x[:5] + x[5:10]), equal_nan=True)
+    torch.testing.assert_close(total, (1 - tanh * tanh).nan_to_num().sum(), rtol=1e-4, atol=0)
+
+
+def test_softplus_is_within_three_units_in_the_last_place(found: tuple[Tensor, ...]) -> None:
+    """Down to the smallest number of float32; nothing below, and infinite at infinity."""
+    x, softplus = found[0], found[3]
+    known = x.isfinite()
+    assert torch.equal(softplus.isnan(), x.isnan())
+    assert softplus[x.isinf()].tolist() == [torch.inf, 0.0]
+    exact = x[known].double()
+    assert _units(softplus[known], exact.clamp(min=0) + torch.log1p(torch.exp(-exact.abs()))) <= 3

@@ -80,12 +80,23 @@ def test_a_rewritten_graph_has_the_same_values(width: int, exact: bool) -> None:
     assert width == 60 or not any("addmm" in str(node.target) for node in graph.graph.nodes)
 
 
-def test_only_float32_that_need_not_be_exact_is_approximated() -> None:
-    """The graph says which tanh it is."""
-    for dtype, exact, own in ((torch.float32, False, True), (torch.float32, True, False),
-                              (torch.float64, False, False)):  # fmt: skip
-        graph = improved(graph_of(torch.tanh, (torch.randn(5, dtype=dtype),)), exact=exact)
-        assert any("ctflow" in str(node.target) for node in graph.graph.nodes) is own
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("exact", [True, False])
+def test_functions_are_written_out_in_float32_that_need_not_be_exact(
+    dtype: torch.dtype, exact: bool
+) -> None:
+    """The graph says which tanh it is; a softplus of another slope is the compiler's."""
+
+    def all_of_them(x: Tensor) -> tuple[Tensor, ...]:
+        steep = nn.functional.softplus(x, beta=2.0)
+        return torch.tanh(x), nn.functional.softplus(x), nn.functional.softplus(x, 1, 20), steep
+
+    x = torch.randn(5, dtype=dtype)
+    graph = improved(graph_of(all_of_them, (x,)), exact=exact)
+    ours = sum("ctflow" in str(node.target) for node in graph.graph.nodes)
+    assert ours == (0 if exact or dtype == torch.float64 else 2)  # equal ones are one
+    for found, wanted in zip(graph(x), all_of_them(x), strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 FACTOR = 2.0  # a global that a test changes
