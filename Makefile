@@ -6,11 +6,9 @@ python = .venv/bin/python
 bare = .venv-bare/bin/python
 # Only the plugins that we name: TORCH=system may bring others along, and their warnings are errors.
 run_tests = . ./.ci/compiler.sh && PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
-# Of compiled, which refuses to run under python -O and needs no extra, what says so.
-fewer = --ignore-glob='tests/backends/compiled/test_[!c]*'
 pytest = $(python) -m pytest -p xdist -p hypothesispytest -n 2
 
-.PHONY: help environment reproduce test lint types docs unit optimized bare clean
+.PHONY: help environment reproduce test lint types docs unit bare clean
 .NOTPARALLEL:
 
 help:
@@ -20,8 +18,8 @@ help:
 	@echo 'make types      static types'
 	@echo 'make docs       the documentation as a site, in site/'
 	@echo 'make unit       the tests, the examples in docstrings, README.md and docs/'
-	@echo 'make optimized  the tests under python -O, where assert statements vanish'
-	@echo 'make bare       the tests with no optional extra installed'
+	@echo 'make bare       the tests with no optional extra installed, and under python -O,'
+	@echo '                where assert statements vanish'
 	@echo 'make clean      remove the environments and caches'
 	@echo
 	@echo 'PYTHON=python3.12   the Python to use; otherwise the first of python3, python3.13,'
@@ -35,7 +33,7 @@ environment:
 reproduce: environment
 	$(python) -m ctflow reproduce all --preset quick --workers 2 --check
 
-test: lint types docs unit optimized bare
+test: lint types docs unit bare
 
 lint: environment
 	$(python) -m ruff check
@@ -51,18 +49,16 @@ docs: environment
 unit: environment
 	$(run_tests) $(pytest) --doctest-modules ctflow tests
 
-optimized: environment
-	$(run_tests) PYTHONOPTIMIZE=1 $(pytest) tests --ignore=tests/packaging --ignore=tests/property \
-		--ignore=tests/reproductions $(fewer)
-
 bare: environment
 	$(python) .ci/bare_environment.py .venv-bare
-	# Two halves side by side: there is no xdist without extras. The first is shown when it ends.
-	@export OMP_NUM_THREADS=1; half=.venv-bare/solvers.log; solvers='native compiled'; \
-	( $(run_tests) $(bare) -m pytest $$(printf 'tests/backends/%s ' $$solvers) $(fewer) >$$half 2>&1 ) & first=$$!; \
-	( $(run_tests) $(bare) -m pytest tests --ignore=tests/packaging \
-		$$(printf -- '--ignore=tests/backends/%s ' $$solvers) ); second=$$?; \
-	wait $$first; first=$$?; cat $$half; test $$first -eq 0 -a $$second -eq 0
+	# Two parts side by side: there is no xdist without extras. The first is shown when it ends. It
+	# is what compiles programs, which is refused under python -O; of compiled itself a sample.
+	@export OMP_NUM_THREADS=1; log=.venv-bare/programs.log; \
+	( $(run_tests) $(bare) -m pytest tests/reproductions tests/backends/compiled \
+		--ignore-glob='tests/backends/compiled/test_[!c]*' >$$log 2>&1 ) & first=$$!; \
+	( $(run_tests) PYTHONOPTIMIZE=1 $(bare) -m pytest tests --ignore=tests/packaging \
+		--ignore=tests/reproductions --ignore-glob='tests/backends/compiled/test_[!c]*' ); second=$$?; \
+	wait $$first; first=$$?; cat $$log; test $$first -eq 0 -a $$second -eq 0
 
 clean:
 	rm -rf .venv .venv-bare .hypothesis .pytest_cache .ruff_cache build dist
