@@ -52,7 +52,7 @@ unit: environment
 bare: environment
 	$(python) .ci/bare_environment.py .venv-bare
 	# Two parts side by side: there is no xdist without extras. The first is shown when it ends. It
-	# is what compiles programs, which is refused under python -O; of compiled itself a sample.
+	# is what compiles programs, which -O does not allow; of compiled's own tests it is a sample.
 	@export OMP_NUM_THREADS=1; log=.venv-bare/programs.log; \
 	( $(run_tests) $(bare) -m pytest tests/reproductions tests/backends/compiled \
 		--ignore-glob='tests/backends/compiled/test_[!c]*' >$$log 2>&1 ) & first=$$!; \
