@@ -6,6 +6,7 @@ python = .venv/bin/python
 bare = .venv-bare/bin/python
 # Only the plugins that we name: TORCH=system may bring others along, and their warnings are errors.
 run_tests = . ./.ci/compiler.sh && PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
+fewer = --ignore-glob='tests/backends/compiled/test_[!c]*'
 pytest = $(python) -m pytest -p xdist -p hypothesispytest -n 2
 
 .PHONY: help environment reproduce test lint types docs unit bare clean
@@ -52,12 +53,12 @@ unit: environment
 bare: environment
 	$(python) .ci/bare_environment.py .venv-bare
 	# Two parts side by side: there is no xdist without extras. The first is shown when it ends. It
-	# is what compiles programs, which -O does not allow; of compiled's own tests it is a sample.
-	@export OMP_NUM_THREADS=1; log=.venv-bare/programs.log; \
-	( $(run_tests) $(bare) -m pytest tests/reproductions tests/backends/compiled \
-		--ignore-glob='tests/backends/compiled/test_[!c]*' >$$log 2>&1 ) & first=$$!; \
-	( $(run_tests) PYTHONOPTIMIZE=1 $(bare) -m pytest tests --ignore=tests/packaging \
-		--ignore=tests/reproductions --ignore-glob='tests/backends/compiled/test_[!c]*' ); second=$$?; \
+	# begins with what compiles programs, which -O does not allow; of compiled's tests a sample.
+	@export OMP_NUM_THREADS=1; log=.venv-bare/first.log; \
+	( $(run_tests) $(bare) -m pytest tests/reproductions tests/backends/compiled $(fewer) && \
+		$(run_tests) PYTHONOPTIMIZE=1 $(bare) -m pytest tests/backends/native ) >$$log 2>&1 & first=$$!; \
+	( $(run_tests) PYTHONOPTIMIZE=1 $(bare) -m pytest tests $(fewer) --ignore=tests/packaging \
+		--ignore=tests/reproductions --ignore=tests/backends/native ); second=$$?; \
 	wait $$first; first=$$?; cat $$log; test $$first -eq 0 -a $$second -eq 0
 
 clean:
