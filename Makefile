@@ -6,10 +6,11 @@ python = .venv/bin/python
 bare = .venv-bare/bin/python
 # Only the plugins that we name: TORCH=system may bring others along, and their warnings are errors.
 run_tests = . ./.ci/compiler.sh && PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
+# Of compiled's own tests those that say what happens under python -O, and a sample.
 fewer = --ignore-glob='tests/backends/compiled/test_[!c]*'
 pytest = $(python) -m pytest -p xdist -p hypothesispytest -n 2
 
-.PHONY: help environment reproduce test lint types docs unit bare clean
+.PHONY: help environment reproduce test lint types docs unit optimized bare clean
 .NOTPARALLEL:
 
 help:
@@ -19,8 +20,8 @@ help:
 	@echo 'make types      static types'
 	@echo 'make docs       the documentation as a site, in site/'
 	@echo 'make unit       the tests, the examples in docstrings, README.md and docs/'
-	@echo 'make bare       the tests with no optional extra installed, and under python -O,'
-	@echo '                where assert statements vanish'
+	@echo 'make optimized  the tests that need an extra, under python -O, where assert vanishes'
+	@echo 'make bare       the others with no optional extra installed, under python -O too'
 	@echo 'make clean      remove the environments and caches'
 	@echo
 	@echo 'PYTHON=python3.12   the Python to use; otherwise the first of python3, python3.13,'
@@ -34,7 +35,7 @@ environment:
 reproduce: environment
 	$(python) -m ctflow reproduce all --preset quick --workers 2 --check
 
-test: lint types docs unit bare
+test: lint types docs unit optimized bare
 
 lint: environment
 	$(python) -m ruff check
@@ -50,10 +51,14 @@ docs: environment
 unit: environment
 	$(run_tests) $(pytest) --doctest-modules ctflow tests
 
+optimized: environment
+	$(run_tests) PYTHONOPTIMIZE=1 $(pytest) $$(grep -rlE '^[a-z].*importorskip' tests --include='test_*.py' \
+		--exclude-dir=packaging --exclude-dir=property --exclude-dir=reproductions --exclude-dir=scipy)
+
 bare: environment
 	$(python) .ci/bare_environment.py .venv-bare
 	# Two parts side by side: there is no xdist without extras. The first is shown when it ends. It
-	# begins with what compiles programs, which -O does not allow; of compiled's tests a sample.
+	# begins with what compiles programs, which -O does not allow.
 	@export OMP_NUM_THREADS=1; log=.venv-bare/first.log; \
 	( $(run_tests) $(bare) -m pytest tests/reproductions tests/backends/compiled $(fewer) && \
 		$(run_tests) PYTHONOPTIMIZE=1 $(bare) -m pytest tests/backends/native ) >$$log 2>&1 & first=$$!; \

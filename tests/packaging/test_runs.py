@@ -58,7 +58,8 @@ def test_make_test_runs_every_part(tmp_path: Path) -> None:
     plan = Workplace(tmp_path).make("--dry-run", "test").stdout
     parts = ["ruff check", "ruff format --check", "pyright", "mkdocs build --strict"]
     parts += ["-n 2 --doctest-modules ctflow tests"]
-    parts += [".venv-bare/bin/python -m pytest", "PYTHONOPTIMIZE=1 .venv-bare/bin/python -m pytest"]
+    parts += ["PYTHONOPTIMIZE=1 .venv/bin/python -m pytest", ".venv-bare/bin/python -m pytest"]
+    parts += ["PYTHONOPTIMIZE=1 .venv-bare/bin/python -m pytest"]
     positions = [plan.index(part) for part in parts]
     assert positions == sorted(positions)
 
