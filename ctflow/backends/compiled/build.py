@@ -39,7 +39,7 @@ _OPTIONS: Mapping[str, Any] = MappingProxyType(
         "aot_inductor.use_runtime_constant_folding": False,
     }
 )
-_VERSION = 10  # of what is kept on disk
+_VERSION = 11  # of what is kept on disk
 _OLDEST = (2, 13)  # 2.11 and 2.12 export no while_loop that changes its records in place
 
 

@@ -137,8 +137,10 @@ def _written_out(name: str, function: Callable[[Tensor], Tensor]) -> Callable[[T
     handler: Any = DefaultHandler
     setattr(handler, own, handler._call_default(own))
     setattr(DtypePropagationOpsHandler, own, _dtype)
-    setattr(CppOverrides, own, staticmethod(partial(_of_number, name)))
-    setattr(CppVecOverrides, own, staticmethod(partial(_of_vector, name)))
+    for table, text in ((CppOverrides, _of_number), (CppVecOverrides, _of_vector)):
+        writer: Any = partial(text, name)
+        writer.__name__ = own  # by which a kernel of vectors finds what it needs for one number
+        setattr(table, own, staticmethod(writer))
     lowering.register_lowering(operation._opoverload)(partial(_lowered, own))
     return operation
 

@@ -13,13 +13,15 @@ pytestmark = pytest.mark.compiler
 
 
 class _Both(nn.Module):
-    """By vectors, by vectors side by side (beside float64), and with several readers."""
+    """By vectors, by vectors side by side (beside float64), one for a row; with several readers."""
 
     def forward(self, x: Tensor, wide: Tensor) -> tuple[Tensor, ...]:
-        """Of every number, of each times one of float64, of few; and a sum."""
+        """Of every number, of each times one of float64, of few; a sum, and a table."""
         tanh, softplus = elementary.tanh(x), elementary.softplus(x)
         few = elementary.tanh(x[:5] + x[5:10])
-        return tanh, softplus, tanh.double() * wide, few, (1 - tanh * tanh).nan_to_num().sum()
+        table = elementary.softplus(x[5:9]).unsqueeze(1) * elementary.tanh(x[-99:]).unsqueeze(0)
+        total = (1 - tanh * tanh).nan_to_num().sum()
+        return tanh, softplus, tanh.double() * wide, few, total, table
 
 
 @pytest.fixture(params=[True, False], ids=["vectors", "numbers"], scope="module")
@@ -47,7 +49,7 @@ def _units(got: Tensor, wanted: Tensor) -> float:
 
 def test_tanh_is_within_three_units_in_the_last_place(found: tuple[Tensor, ...]) -> None:
     """Odd to the last bit, at most 1, and NaN where it should be."""
-    x, wide, tanh, _, widened, few, total = found
+    x, wide, tanh, softplus, widened, few, total, table = found
     known = ~x.isnan()
     assert torch.equal(tanh.isnan(), ~known)
     half = len(x) // 2
@@ -58,6 +60,7 @@ def test_tanh_is_within_three_units_in_the_last_place(found: tuple[Tensor, ...])
     assert _units(tanh[known], torch.tanh(x[known].double())) <= 3
     torch.testing.assert_close(widened, tanh.double() * wide, rtol=1e-15, atol=0, equal_nan=True)
     torch.testing.assert_close(few, torch.tanh(x[:5] + x[5:10]), equal_nan=True)
+    torch.testing.assert_close(table, softplus[5:9].unsqueeze(1) * tanh[-99:].unsqueeze(0))
     torch.testing.assert_close(total, (1 - tanh * tanh).nan_to_num().sum(), rtol=1e-4, atol=0)
 
 
