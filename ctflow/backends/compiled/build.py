@@ -23,6 +23,7 @@ from torch.utils._filelock import FileLock
 
 from ctflow.backends.compiled.linker import folders_without_spaces
 from ctflow.backends.compiled.loops import lean_loops
+from ctflow.backends.compiled.memory import keep_freed_memory
 from ctflow.backends.compiled.products import by_library
 from ctflow.errors import BackendUnavailable, CtflowError, Unsupported
 
@@ -39,7 +40,10 @@ _OPTIONS: Mapping[str, Any] = MappingProxyType(
         "aot_inductor.use_runtime_constant_folding": False,
     }
 )
-_VERSION = 11  # of what is kept on disk
+# States lie as they are given. With the channels of an image last instead, which the compiler
+# prefers, every value that crosses between convolutions and the solver's sums is turned round.
+_ON_CPU: Mapping[str, Any] = MappingProxyType({"layout_optimization": False})
+_VERSION = 12  # of what is kept on disk
 _OLDEST = (2, 13)  # 2.11 and 2.12 export no while_loop that changes its records in place
 
 
@@ -62,6 +66,7 @@ class Program:
     """
 
     def __init__(self, path: Path) -> None:
+        keep_freed_memory()
         with _quiet():
             model: Any = torch._inductor.aoti_load_package(str(path))  # pyright: ignore
         self._model = model
@@ -198,7 +203,7 @@ def _make_package(exported: Any, package: Path) -> None:  # noqa: ANN401
         torch._inductor.aoti_compile_and_package(  # pyright: ignore
             exported,
             package_path=str(package),
-            inductor_configs={**_OPTIONS},  # a copy: torch writes into it
+            inductor_configs=_options(exported),
         )
 
     try:
@@ -208,6 +213,13 @@ def _make_package(exported: Any, package: Path) -> None:  # noqa: ANN401
         logger.debug("compiling once more, in the compiler's own way: %s", _last_line(error))
         with by_library():
             make()
+
+
+def _options(exported: Any) -> dict[str, Any]:  # noqa: ANN401
+    """What the compiler is told; a new dict, for torch writes into it."""
+    values = (node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder")
+    on_cpu = all(x.device.type == "cpu" for x in values if isinstance(x, Tensor))
+    return {**_OPTIONS, **(_ON_CPU if on_cpu else {})}
 
 
 def _loaded(path: Path) -> Program | None:
@@ -241,7 +253,7 @@ def _fingerprint(exported: Any) -> str:  # noqa: ANN401
         torch.get_num_threads(),
         torch.backends.cpu.get_cpu_capability(),
         str(torch._inductor.cpu_vec_isa.pick_vec_isa()),  # pyright: ignore
-        repr(sorted(_OPTIONS.items())),
+        repr(sorted(_options(exported).items())),
         torch.cuda.get_device_name() if torch.cuda.is_available() else "",
     )
     parts.update(repr(about).encode())

@@ -70,6 +70,51 @@ def test_rounding_is_not_refused(noise: float) -> None:
     check(Doubling(), _program(Doubling(factor=2 + 1e-14, noise=noise)), _inputs())  # pyright: ignore
 
 
+class Deciding(Doubling):
+    """From some turn on it grows by another factor each turn: as if other steps were taken.
+
+    Args:
+        turn: The last one that is equal.
+        factor: How much more it grows.
+        starts: Of how many starts this is so, counted from the given one.
+    """
+
+    def __init__(self, turn: int, factor: float, starts: int = 99) -> None:
+        super().__init__()
+        self.turn, self.other, self.starts = turn, factor, starts
+        self.seen: list[float] = []
+
+    def forward(self, n: Tensor, x: Tensor, record: Tensor) -> tuple[Tensor, ...]:
+        """The count and the value at the end."""
+        found = super().forward(n, x, record)
+        if float(x) not in self.seen:
+            self.seen.append(float(x))
+        late = (n - self.turn).clamp(min=0) * (self.seen.index(float(x)) < self.starts)
+        return found[0], found[1] * self.other**late, found[2], found[3] * self.other**late
+
+
+@pytest.mark.parametrize(
+    ("other", "refused"),
+    [
+        (Deciding(1, 1.01, starts=2), False),  # the given start and one of four; 8 percent
+        (Deciding(1, 1.01, starts=3), True),  # and two of four
+        (Deciding(0, 1.01, starts=1), False),
+        (Deciding(0, 1.1, starts=1), True),  # by 136 percent in the end
+        (Deciding(3, 1.01), False),  # 6 percent
+        (Deciding(3, 1.1), True),  # 77 percent
+        (Deciding(1, 1.001), False),  # 0.8 percent
+        (Deciding(0, 1.001), True),  # not a single step is equal
+    ],
+)
+def test_decisions_of_rounding_are_told_from_faults(other: Deciding, refused: bool) -> None:
+    """A fault shows from every start, a decision on the edge from few."""
+    if not refused:
+        check(Doubling(), _program(other), _inputs())  # pyright: ignore
+        return
+    with pytest.raises(Unsupported, match="machine code"):
+        check(Doubling(), _program(other), _inputs())  # pyright: ignore
+
+
 def test_the_trial_leaves_its_inputs_alone() -> None:
     """They are those of a solve that is still to be made."""
     inputs = _inputs()
