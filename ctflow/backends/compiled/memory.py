@@ -23,4 +23,4 @@ def keep_freed_memory() -> None:
     this size is in the same state. `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` in the
     environment stay in force, and another C library or allocator takes no notice.
     """
-    torch.empty(_LARGEST, dtype=torch.uint8)
+    torch.empty(_LARGEST, dtype=torch.uint8, device="cpu")  # whatever the default device
