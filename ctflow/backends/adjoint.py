@@ -19,6 +19,7 @@ from ctflow.backends.captures import Captures, pull, sequence_number
 from ctflow.backends.field import Field
 from ctflow.errors import GradientWarning, SolveFailed
 from ctflow.solution import GradientReport
+from ctflow.state import widest
 
 __all__ = [
     "LOOK_CLOSER",
@@ -32,6 +33,7 @@ __all__ = [
     "conclude",
     "drift_of",
     "effect_of_drift",
+    "in_tolerances",
     "recorded",
     "size_of",
     "walk",
@@ -294,6 +296,32 @@ def _drift(
         none = torch.zeros_like(drift)
         return Interval(drift, none, none.sum())
     return Interval(drift, *effect_of_drift(field, times, rebuilt, stored, a))
+
+
+def in_tolerances(
+    errors: Sequence[Tensor], sizes: Sequence[Tensor], rtol: float | Tensor, atol: float | Tensor
+) -> Tensor:
+    """Root mean square of the errors of the parameters' gradient over their tolerance, 0-dim.
+
+    The tolerance of an element is relative to its own size or to that of the tensor it is in, its
+    root mean square, whichever is larger. Relative to its own alone, the elements in which the
+    shares of many samples cancel would decide: for convolutions with ReLU twice as many steps.
+
+    Args:
+        errors: One tensor for each parameter.
+        sizes: Absolute values of what these are errors of.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+    """
+    square, count = sizes[0].new_zeros((), dtype=widest(sizes[0].device)), 0
+    for error, size in zip(errors, sizes, strict=True):
+        if size.dtype.itemsize < 4:  # a sum of squares would overflow
+            error, size = error.float(), size.float()
+        whole = torch.linalg.vector_norm(size) * max(size.numel(), 1) ** -0.5
+        tolerance = atol + rtol * torch.maximum(size, whole)
+        square = square + ((error.abs() / tolerance) ** 2).sum()
+        count += error.numel()
+    return (square / max(count, 1)).sqrt()
 
 
 def size_of(out: Tensor) -> Tensor:

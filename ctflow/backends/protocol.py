@@ -77,7 +77,9 @@ class Tolerances:
     """Tolerances of the adjoint's backward solve.
 
     Args:
-        rtol: Relative tolerance of state, adjoint and parameter gradient.
+        rtol: Relative tolerance: of state and adjoint element by element; of the parameter gradient
+            relative to each element or to the root mean square of the tensor that it is in,
+            whichever is larger.
         atol: Absolute tolerance. The adjoint and the parameter gradient are divided by the size of
             the incoming gradient first, so that it means the same for a sum and a mean.
         norm: "full" lets the error estimate of the parameter gradient take part in accepting a

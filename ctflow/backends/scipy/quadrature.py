@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctflow.backends.adjoint import AdjointField, Evaluated
+from ctflow.backends.adjoint import AdjointField, Evaluated, in_tolerances
 from ctflow.backends.scipy.integrators import Integrator
 from ctflow.backends.scipy.slope import Array, array, tensor, time
 from ctflow.state import Layout
@@ -211,11 +211,9 @@ class Along:
 
     def _ratio(self, errors: Sequence[Tensor], values: Sequence[Tensor]) -> float:
         """Root mean square of errors over tolerance, all parameters together."""
-        square = sum(
-            float((error.abs() / (self._atol + self._rtol * value.abs())).square().sum())
-            for error, value in zip(errors, values, strict=True)
-        )
-        return (square / max(1, sum(error.numel() for error in errors))) ** 0.5
+        if not values:
+            return 0.0
+        return float(in_tolerances(errors, [x.abs() for x in values], self._rtol, self._atol))
 
 
 class _Step(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ctflow import ODEProblem, Solution, SolveFailed, Solver, Tolerances, Unsupported, odeint, solve
-from ctflow.dynamics import CountCalls
+from ctflow.backends.adjoint import in_tolerances
+from ctflow.dynamics import ConvField, CountCalls
+from ctflow.errors import GradientWarning
 from tests.backends.torchdiffeq.cases import everything
 from tests.checks import check_close, check_relative
 from tests.problems import FLOAT, Linear, limit_cycle
@@ -186,3 +189,40 @@ def test_the_quadratures_error_takes_part_in_the_step_decision(backward: Toleran
     s = torch.linspace(0, 3, 2**16 + 1, dtype=FLOAT)
     wanted = torch.trapezoid(torch.exp(-0.1 * (3 - s)) * torch.sin(20 * s) ** 2, s)
     check_close(found, wanted, rtol=1e-7)
+
+
+def test_gradients_that_cancel_in_the_sum_do_not_set_the_steps() -> None:
+    """Convolutions add up over images and places: relative to each sum alone, twice the steps."""
+
+    def steps(norm: Any) -> int:  # noqa: ANN401
+        torch.manual_seed(0)
+        field, y0 = ConvField(8).to(FLOAT), torch.randn(32, 8, 7, 7, dtype=FLOAT)
+        backward = Tolerances(1e-3, 1e-3, norm)
+        solver = Solver(gradient="adjoint", rtol=1e-3, atol=1e-3, backward=backward)
+        solution = solve(ODEProblem(field, y0, [0.0, 1.0]), solver)
+        with warnings.catch_warnings():  # at 1e-3 its gradient is in doubt
+            warnings.simplefilter("ignore", GradientWarning)
+            solution.y[-1].square().mean().backward()
+        return backward_steps(solution)
+
+    assert steps("full") <= 1.5 * steps("seminorm")
+
+
+def test_the_parameters_errors_are_relative_to_their_tensor() -> None:
+    """By hand: the larger of element and root mean square, tensor by tensor."""
+    sizes = [torch.tensor([0.0, 30.0, 40.0], dtype=FLOAT), torch.tensor([0.1], dtype=FLOAT)]
+    errors = [torch.tensor([1.0, 2.0, -8.0], dtype=FLOAT), torch.tensor([0.3], dtype=FLOAT)]
+    whole = (2500 / 3) ** 0.5
+    parts = [1 / (0.1 + 0.2 * whole), 2 / (0.1 + 0.2 * 30), 8 / (0.1 + 0.2 * 40), 0.3 / 0.12]
+    wanted = (sum(x * x for x in parts) / 4) ** 0.5
+    assert float(in_tolerances(errors, sizes, 0.2, 0.1)) == pytest.approx(wanted, rel=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_size_of_a_tensor_cannot_overflow(dtype: torch.dtype) -> None:
+    """Else its tolerance would be infinite, and no error too large."""
+    sizes = [torch.full((2**16,), 900.0, dtype=dtype), torch.zeros(3, dtype=dtype)]
+    errors = [torch.full((2**16,), 9.0, dtype=dtype), torch.zeros(3, dtype=dtype)]
+    assert float(in_tolerances(errors, sizes, 1e-2, 1e-6)) == pytest.approx(1, rel=2e-2)
+    empty = [*sizes, torch.zeros(0, dtype=dtype)]
+    assert float(in_tolerances([*errors, empty[-1]], empty, 1e-2, 1e-6)) == pytest.approx(1, 2e-2)

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ctflow.backends.adjoint import Evaluated, Linearised
+from ctflow.backends.adjoint import Evaluated, Linearised, in_tolerances
 from ctflow.backends.native.control import Adaptive, Control, Span, Verdict, blended
 from ctflow.backends.native.method import Method
 from ctflow.backends.native.step import FlatField, Step
-from ctflow.state import widest
 
 __all__ = ["FAR", "WithQuadrature", "quadrature_error"]
 
@@ -193,14 +192,9 @@ def _rms_ratio(
     share: Sequence[Tensor] | None,
     control: Adaptive,
 ) -> Tensor:
-    """Root mean square of estimate over tolerance."""
-    square, count = total[0].new_zeros((), dtype=widest(total[0].device)), 0
-    for i, error in enumerate(estimate):
-        size = (
-            total[i].abs()
-            if share is None
-            else torch.maximum(total[i].abs(), (total[i] + share[i]).abs())
-        )
-        square = square + ((error.abs() / (control.atol + control.rtol * size)) ** 2).sum()
-        count += error.numel()
-    return (square / max(count, 1)).sqrt()
+    """One estimate in tolerances; what it is an error of is the larger of both ends."""
+    sizes = [x.abs() for x in total]
+    if share is not None:
+        ends = zip(sizes, total, share, strict=True)
+        sizes = [torch.maximum(size, (x + more).abs()) for size, x, more in ends]
+    return in_tolerances(estimate, sizes, control.rtol, control.atol)
