@@ -83,7 +83,8 @@ def run(workload: Workload, config: Config, console: Console) -> dict[str, objec
     entries = [row.entry for row in rows]
     limits = {row.entry.key: row.limit for row in rows}
     asked = (*config.tasks, *config.peers)
-    targets = compared(workload.name, entries, samples, asked)
+    errors = {row.entry.key: row.error for row in rows}
+    targets = compared(workload.name, entries, samples, asked, errors)
     targets += overheads(entries, samples, limits, price.f)
     bands = _accuracy(rows, case)
     absentees = [*absent, *failed, *unlimited]

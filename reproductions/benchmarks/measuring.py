@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "LOOSE",
+    "SCALED",
     "Answer",
     "Contestant",
     "Entry",
@@ -26,6 +28,9 @@ __all__ = [
 
 Task: TypeAlias = Literal["forward", "exact", "adjoint"]
 Samples: TypeAlias = Mapping[str, Sequence[float | None]]
+
+LOOSE = "adjoint, loose"  # ours, where its gradient is to be no better than torchdiffeq's
+SCALED = "adjoint, scaled"  # torchdiffeq's, with the absolute tolerance that ours has
 
 
 class Entry(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measuring import Entry, Spread, Tally
+from benchmarks.measuring import LOOSE, Entry, Spread, Tally
 
 __all__ = ["Row", "markdown", "summary", "table", "wide_enough"]
 
@@ -27,6 +27,13 @@ _NOTES = (
     "error: relative, of the states or of the gradient, against a "
     "float64 solve. compile: first call less a warm one. peak: rise of resident memory in a warm "
     "call, in a process of its own. (!): warned that its gradient is in doubt."
+)
+
+_LOOSE_NOTE = (
+    " adjoint, loose: backward tolerances (in the JSON) at which ours is about as far off as "
+    "torchdiffeq's, whose absolute tolerance is far above the gradient here; it counts against a "
+    "peer only where its error is not the larger. adjoint, scaled: torchdiffeq with the absolute "
+    "tolerance that ours has, which is in units of the incoming gradient."
 )
 
 
@@ -106,7 +113,7 @@ def table(title: str, rows: Sequence[Row], skipped: Sequence[str]) -> Table:
             found.add_section()
         found.add_row(*row.cells())
         last = row.entry.task
-    found.caption = _NOTES + "".join(f"\nskipped: {line}" for line in skipped)
+    found.caption = _notes(rows) + "".join(f"\nskipped: {line}" for line in skipped)
     return found
 
 
@@ -136,7 +143,7 @@ def markdown(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
         "",
         *_rows(_HEAD, [row.cells() for row in rows]),
         "",
-        _NOTES,
+        _notes(rows),
         "",
         *(f"Skipped: {line}" for line in record["skipped"]),
         "",
@@ -182,6 +189,10 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
         lines += ["", f"## {record['workload']['name']}, {_threads(record)}", ""]
         lines += [*_targets(record["targets"]), "", *_origin(record)]
     return "\n".join(lines) + "\n"
+
+
+def _notes(rows: Sequence[Row]) -> str:
+    return _NOTES + (_LOOSE_NOTE if any(row.entry.mode == LOOSE for row in rows) else "")
 
 
 def _best(rows: Sequence[Mapping[str, Any]], library: str) -> Mapping[str, Any] | None:

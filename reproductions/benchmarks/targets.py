@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from _harness.bands import Band
 
-from benchmarks.measuring import Entry, Spread, ratio
+from benchmarks.measuring import LOOSE, Entry, Spread, ratio
 
 __all__ = ["COMPARISONS", "OVERHEAD", "TARGETS", "Comparison", "compared", "fastest", "overheads"]
 
@@ -61,7 +61,11 @@ def fastest(
 
 
 def compared(
-    workload: str, entries: Sequence[Entry], samples: Samples, asked: Sequence[str]
+    workload: str,
+    entries: Sequence[Entry],
+    samples: Samples,
+    asked: Sequence[str],
+    errors: Mapping[str, float],
 ) -> list[Band]:
     """Our standing in every comparison with a target; NaN where one side is missing.
 
@@ -70,14 +74,18 @@ def compared(
         entries: Who was measured.
         samples: Their times by round.
         asked: Tasks and peers that the run was to have; a comparison outside is left out.
+        errors: Their errors, by key. With loose tolerances we take part only where we are not
+            farther off than the peer.
     """
     bands = []
     ours = tuple({entry.library for entry in entries if entry.library.startswith("ctflow")})
     for column, goal in zip(COMPARISONS, TARGETS.get(workload, ()), strict=False):
         if column.task not in asked or column.peer not in asked:
             continue
-        own = fastest(entries, samples, {"library": ours, "task": [column.task]})
         peer = fastest(entries, samples, {"library": [column.peer], "mode": column.modes})
+        most = float("nan") if peer is None else errors[peer.key]
+        able = [e for e in entries if e.mode != LOOSE or errors[e.key] <= most]
+        own = fastest(able, samples, {"library": ours, "task": [column.task]})
         value = float("nan")
         if own is not None and peer is not None:
             value = ratio(samples, peer.key, own.key).median
@@ -101,7 +109,8 @@ def overheads(
     bands = []
     ours = tuple({entry.library for entry in entries if entry.library.startswith("ctflow")})
     for task in ("forward", "exact", "adjoint"):
-        own = fastest(entries, samples, {"library": ours, "task": [task]})
+        able = [entry for entry in entries if entry.mode != LOOSE]
+        own = fastest(able, samples, {"library": ours, "task": [task]})
         least = None if own is None else limits[own.key]
         if own is not None and least:
             value = Spread.of(samples[own.key]).median / least

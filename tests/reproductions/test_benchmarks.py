@@ -13,7 +13,7 @@ import torch
 from benchmarks import diffrax_environment, driver
 from benchmarks.diffrax_environment import PeerUnavailable, interpreter
 from benchmarks.limits import Cost, cost, limit
-from benchmarks.measuring import Entry, Pace, Tally, in_rounds, ratio
+from benchmarks.measuring import LOOSE, SCALED, Entry, Pace, Tally, in_rounds, ratio
 from benchmarks.report import markdown, summary
 from benchmarks.scaling import SWEEPS
 from benchmarks.targets import COMPARISONS, TARGETS, compared
@@ -78,15 +78,42 @@ def test_a_comparison_is_made_round_by_round() -> None:
     """A drift that slows every second round down leaves the ratio alone."""
     samples = {OURS.key: [1.0, 10.0, 1.0], PEER.key: [30.0, 300.0, 30.0]}
     assert ratio(samples, PEER.key, OURS.key).median == 30.0
-    (band,) = compared("spiral-mlp", [OURS, PEER], samples, ["forward", "torchdiffeq"])
+    (band,) = compared(
+        "spiral-mlp", [OURS, PEER], samples, ["forward", "torchdiffeq"], {PEER.key: 1e-6}
+    )
     assert (band.name, band.value, band.passed) == ("forward vs torchdiffeq", 30.0, True)
 
 
 def test_a_peer_that_was_asked_for_and_is_missing_reaches_no_target() -> None:
     """What was not measured is not claimed."""
-    (band,) = compared("spiral-mlp", [OURS], {OURS.key: [1.0]}, ["forward", "diffrax"])
+    (band,) = compared("spiral-mlp", [OURS], {OURS.key: [1.0]}, ["forward", "diffrax"], {})
     assert not band.passed
     assert band.record()["value"] is None
+
+
+@pytest.mark.parametrize(("error", "wanted"), [(0.03, 4.0), (0.04, 4.0), (0.05, 0.5)])
+def test_loose_tolerances_count_where_the_error_is_not_the_peers_larger(
+    error: float, wanted: float
+) -> None:
+    """Speed that was bought with accuracy reaches no target."""
+    own = Entry("ctflow compiled", "adjoint", "adjoint")
+    loose = Entry("ctflow compiled", LOOSE, "adjoint")
+    peer = Entry("torchdiffeq", "adjoint", "adjoint")
+    scaled = Entry("torchdiffeq", SCALED, "adjoint")  # not the peer as its users have it
+    samples = {own.key: [8.0], loose.key: [1.0], peer.key: [4.0], scaled.key: [0.1]}
+    errors = {own.key: 0.01, loose.key: error, peer.key: 0.04, scaled.key: 0.01}
+    entries, asked = [own, loose, peer, scaled], ["adjoint", "torchdiffeq"]
+    (band,) = compared("odenet-conv", entries, samples, asked, errors)
+    assert band.value == wanted
+
+
+def test_torchdiffeq_enters_once_more_with_the_tolerance_that_ours_has() -> None:
+    """Where a loose contestant is: its absolute tolerance in units of the incoming gradient."""
+    case = WORKLOADS["odenet-conv"].case(rows=2)
+    entered = {each.key: each for each in contestants(case) if each.entry.task == "adjoint"}
+    assert {f"ctflow compiled {LOOSE}", f"torchdiffeq {SCALED}"} <= set(entered)
+    plain, scaled = (entered[f"torchdiffeq {mode}"] for mode in ("adjoint", SCALED))
+    assert (scaled.tally().backward or 0) > (plain.tally().backward or 0)
 
 
 class Counter:
