@@ -76,10 +76,10 @@ class Deciding(Doubling):
     Args:
         turn: The last one that is equal.
         factor: How much more it grows.
-        starts: Of how many starts this is so, counted from the given one.
+        starts: Of which starts this is so; the given one is 0.
     """
 
-    def __init__(self, turn: int, factor: float, starts: int = 99) -> None:
+    def __init__(self, turn: int, factor: float, starts: Sequence[int] = range(5)) -> None:
         super().__init__()
         self.turn, self.other, self.starts = turn, factor, starts
         self.seen: list[float] = []
@@ -89,19 +89,20 @@ class Deciding(Doubling):
         found = super().forward(n, x, record)
         if float(x) not in self.seen:
             self.seen.append(float(x))
-        late = (n - self.turn).clamp(min=0) * (self.seen.index(float(x)) < self.starts)
+        late = (n - self.turn).clamp(min=0) * (self.seen.index(float(x)) in self.starts)
         return found[0], found[1] * self.other**late, found[2], found[3] * self.other**late
 
 
 @pytest.mark.parametrize(
     ("other", "refused"),
     [
-        (Deciding(1, 1.01, starts=2), False),  # the given start and one of four; 8 percent
-        (Deciding(1, 1.01, starts=3), True),  # and two of four
-        (Deciding(0, 1.01, starts=1), False),
-        (Deciding(0, 1.1, starts=1), True),  # by 136 percent in the end
-        (Deciding(3, 1.01), False),  # 6 percent
-        (Deciding(3, 1.1), True),  # 77 percent
+        (Deciding(1, 1.01, starts=[0, 1]), False),  # the given start and one of four; 8 percent
+        (Deciding(1, 1.01, starts=[0, 1, 2]), True),  # and two of four
+        (Deciding(0, 1.1, starts=[0]), False),  # by 136 percent in the end, from this one alone
+        (Deciding(3, 1.01), True),  # 6 percent from every start
+        (Deciding(3, 1.01, starts=[0, 1, 2]), False),  # from two of four
+        (Deciding(3, 1.01, starts=[0, 1, 2, 3]), True),  # from three
+        (Deciding(3, 1.001), False),  # 0.6 percent
         (Deciding(1, 1.001), False),  # 0.8 percent
         (Deciding(0, 1.001), True),  # not a single step is equal
     ],
@@ -113,6 +114,19 @@ def test_decisions_of_rounding_are_told_from_faults(other: Deciding, refused: bo
         return
     with pytest.raises(Unsupported, match="machine code"):
         check(Doubling(), _program(other), _inputs())  # pyright: ignore
+
+
+@pytest.mark.parametrize(("factor", "refused"), [(1.008, False), (1.03, True)])
+def test_answers_may_be_as_far_apart_as_those_of_the_operations_alone(
+    factor: float, refused: bool
+) -> None:
+    """By 6 percent from two of four starts; a program by 5 percent from each, or by 19."""
+    operations, program = Deciding(3, 1.01, [1, 3]), Deciding(3, factor)
+    if not refused:
+        check(operations, _program(program), _inputs())  # pyright: ignore
+        return
+    with pytest.raises(Unsupported, match="machine code"):
+        check(operations, _program(program), _inputs())  # pyright: ignore
 
 
 def test_the_trial_leaves_its_inputs_alone() -> None:
