@@ -92,6 +92,13 @@ def test_a_step_that_is_off_is_seen() -> None:
     )
 
 
+def test_errors_that_are_far_apart_are_measured_from_several_starts() -> None:
+    """What one start says stands as long as it may not be chance."""
+    own = Run("A1", "ctflow dop853", 1e-6, 3e-9, 100)
+    assert detest.beside(own, own._replace(who="SciPy DOP853", error=2e-9)) == pytest.approx(1.5)
+    assert detest.beside(own, own._replace(who="SciPy DOP853", error=1e-9)) == pytest.approx(1, 0.1)
+
+
 def test_evaluations_are_compared_at_the_same_error() -> None:
     """Between two runs by their straight line in logarithms; never beyond them."""
     own = [Run("A1", "one", 1e-3, 1e-3, 100), Run("A1", "one", 1e-5, 1e-5, 400)]
