@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ctflow import Unsupported
-from ctflow.backends.compiled.trial import Looped, check, loop
+from ctflow.backends.compiled.trial import Looped, _nudged, check, loop  # pyright: ignore
 
 
 class Doubling(Looped):
@@ -127,6 +127,65 @@ def test_answers_may_be_as_far_apart_as_those_of_the_operations_alone(
         return
     with pytest.raises(Unsupported, match="machine code"):
         check(operations, _program(program), _inputs())  # pyright: ignore
+
+
+class Kinked(Doubling):
+    """Each turn it is off by a share that hangs on the last digits of where it began.
+
+    Args:
+        share: How much.
+        shift: Which digits count; another one is another rounding.
+    """
+
+    def __init__(self, share: float, shift: float) -> None:
+        super().__init__()
+        self.share, self.shift = share, shift
+
+    def forward(self, n: Tensor, x: Tensor, record: Tensor) -> tuple[Tensor, ...]:
+        """The count and the value at the end."""
+        found = super().forward(n, x, record)
+        digits = torch.cos(1e15 * (x - 1) * self.shift + self.shift)
+        off = 1 + self.share * n.clamp(max=6) * digits
+        return found[0], found[1] * off, found[2], found[3] * off
+
+
+@pytest.mark.parametrize(
+    ("operations", "program", "refused"),
+    [
+        (1e-3, 1e-3, False),  # as far apart as the operations from start to start
+        (1e-3, 0.0, False),
+        (0.0, 1e-3, True),  # nothing else says that this is rounding
+        (1e-6, 1e-3, True),
+        (1e-3, 3e-2, True),
+    ],
+)
+def test_kinks_are_told_from_faults_by_the_scatter_of_the_operations(
+    operations: float, program: float, refused: bool
+) -> None:
+    """An activation that rounding moves over its kink changes the gradient at any start."""
+    module, other = Kinked(operations, 1.0), Kinked(program, 2.0)
+    if not refused:
+        check(module, _program(other), _inputs())  # pyright: ignore
+        return
+    with pytest.raises(Unsupported, match="machine code"):
+        check(module, _program(other), _inputs())  # pyright: ignore
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_nudged_numbers_differ_by_rounding_alone(dtype: torch.dtype) -> None:
+    """Some up and some down; equal ones stay equal, and times go on rising."""
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    times = torch.linspace(0, 10, 50, dtype=torch.float64)
+    inputs = [x, x.clone(), times, torch.arange(3), torch.zeros(2, dtype=dtype)]
+    for n in (1, 2, 3, 4):
+        one, other, rising, whole, zero = _nudged(inputs, n)
+        assert torch.equal(one, other)
+        change = ((one - x) / x).double()[x != 0]
+        assert float(change.abs().max()) <= (4 * n + 1) * torch.finfo(dtype).eps
+        assert 0.2 < float((change > 0).double().mean()) < 0.8
+        assert bool((rising.diff() > 0).all())
+        assert torch.equal(whole, inputs[3])
+        assert torch.equal(zero, inputs[4])
 
 
 def test_the_trial_leaves_its_inputs_alone() -> None:
