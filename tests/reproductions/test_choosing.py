@@ -1,4 +1,4 @@
-"""The tables of docs/choosing.md are those of the committed results, row by row."""
+"""Tables of docs/choosing.md and docs/migration are those of the committed results, by row."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from statistics import median
 from typing import Any
 
 import pytest
+from benchmarks.measuring import LOOSE, SCALED
+from benchmarks.workloads import WORKLOADS
+
+from ctflow import Tolerances
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/choosing.md"
 RESULTS = ROOT / "reproductions/results"
-WORKLOADS = ("spiral-mlp", "latent-ode", "cnf-2d")
+SHOWN = ("spiral-mlp", "latent-ode", "cnf-2d")
 GRADIENTS = ("direct", "checkpointed", "adjoint")
 
 
@@ -36,7 +40,7 @@ def ms(workload: str, library: str, mode: str) -> str:
 
 def gradient_rows() -> Iterator[str]:
     """Time, evaluations, memory and error of each gradient method on native."""
-    for workload in WORKLOADS:
+    for workload in SHOWN:
         for mode in GRADIENTS:
             row = bench(workload, "ctflow native", mode)
             n = row["evaluations"]
@@ -50,7 +54,7 @@ def gradient_rows() -> Iterator[str]:
 def backend_rows() -> Iterator[str]:
     """Time of a solve, and of a solve with its gradient by the fastest method of the backend."""
     libraries = ("ctflow native", "ctflow compiled", "torchdiffeq")
-    for workload in WORKLOADS:
+    for workload in SHOWN:
         forward = [ms(workload, library, "forward") for library in libraries]
         yield f"| {workload} | forward | {' | '.join(forward)} |"
         cells = []
@@ -62,6 +66,22 @@ def backend_rows() -> Iterator[str]:
         yield f"| {workload} | gradient | {' | '.join(cells)} |"
         adjoint = [ms(workload, library, "adjoint") for library in libraries]
         yield f"| {workload} | adjoint | {' | '.join(adjoint)} |"
+
+
+def adjoint_rows() -> Iterator[str]:
+    """What the same tolerance asks of two adjoints, and each with the other's."""
+    names = {
+        ("torchdiffeq", "adjoint"): "torchdiffeq",
+        ("torchdiffeq", SCALED): "torchdiffeq, `adjoint_atol=` in units of that gradient",
+        ("ctflow compiled", "adjoint"): "ctflow, compiled",
+        ("ctflow compiled", LOOSE): ('ctflow, compiled, `Tolerances(1e-2, 1e-2, norm="seminorm")`'),
+    }
+    for (library, mode), name in names.items():
+        row = bench("odenet-conv", library, mode)
+        yield (
+            f"| {name} | {row['evaluations']['backward']} | {ms('odenet-conv', library, mode)} | "
+            f"{row['error']:.1%} |"
+        )
 
 
 def tolerance_rows() -> Iterator[str]:
@@ -98,6 +118,14 @@ def test_every_row_is_what_was_measured(table: str) -> None:
     """In order, and none is missing."""
     rows = list(TABLES[table]())
     assert "\n".join(rows) in PAGE.read_text(), "\n".join(["the rows are", *rows])
+
+
+def test_the_adjoints_tolerances_are_compared_as_measured() -> None:
+    """The table for those who come from torchdiffeq, and the tolerances that its last row names."""
+    rows = list(adjoint_rows())
+    page = (ROOT / "docs/migration/from_torchdiffeq.md").read_text()
+    assert "\n".join(rows) in page, "\n".join(["the rows are", *rows])
+    assert WORKLOADS["odenet-conv"].loose == Tolerances(1e-2, 1e-2, norm="seminorm")
 
 
 def three(value: float) -> str:
