@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ctflow.errors import Unsupported
 
-__all__ = ["Looped", "check", "loop"]
+__all__ = ["Looped", "check", "loop", "nudged"]
 
 _STEPS = 6  # of the trial
 _FEW = 3  # steps after which a fault of the loop has shown
@@ -92,7 +92,7 @@ def check(module: Looped, program: Run, inputs: Sequence[Tensor]) -> None:
     found = _compared(module, program, module.limited(inputs, _STEPS), ())
     if max(_distances(found.pairs), default=0.0) <= _half_the_digits(found.pairs):
         return
-    starts = [_nudged(inputs, n) for n in _STARTS]
+    starts = [nudged(inputs, n) for n in _STARTS]
     if _mostly_alike(module, program, inputs, starts, _FEW):
         good = _alike_from_half(module, program, inputs, starts)
     else:
@@ -154,7 +154,7 @@ def _about_the_same(module: Looped, returned: Sequence[_Pair], share: float) -> 
     )
 
 
-def _nudged(inputs: Sequence[Tensor], n: int) -> list[Tensor]:
+def nudged(inputs: Sequence[Tensor], n: int) -> list[Tensor]:
     """The same but for rounding: equal numbers stay equal, and times that rise go on rising.
 
     Some numbers become larger and some smaller, as their digits have it: where all are multiplied

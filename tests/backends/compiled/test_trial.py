@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ctflow import Unsupported
-from ctflow.backends.compiled.trial import Looped, _nudged, check, loop  # pyright: ignore
+from ctflow.backends.compiled.trial import Looped, check, loop, nudged
 
 
 class Doubling(Looped):
@@ -178,7 +178,7 @@ def test_nudged_numbers_differ_by_rounding_alone(dtype: torch.dtype) -> None:
     times = torch.linspace(0, 10, 50, dtype=torch.float64)
     inputs = [x, x.clone(), times, torch.arange(3), torch.zeros(2, dtype=dtype)]
     for n in (1, 2, 3, 4):
-        one, other, rising, whole, zero = _nudged(inputs, n)
+        one, other, rising, whole, zero = nudged(inputs, n)
         assert torch.equal(one, other)
         change = ((one - x) / x).double()[x != 0]
         assert float(change.abs().max()) <= (4 * n + 1) * torch.finfo(dtype).eps
