@@ -315,8 +315,7 @@ def in_tolerances(
     """
     square, count = sizes[0].new_zeros((), dtype=widest(sizes[0].device)), 0
     for error, size in zip(errors, sizes, strict=True):
-        if size.dtype.itemsize < 4:  # a sum of squares would overflow
-            error, size = error.float(), size.float()
+        error, size = _wide(error), _wide(size)
         whole = torch.linalg.vector_norm(size) * max(size.numel(), 1) ** -0.5
         tolerance = atol + rtol * torch.maximum(size, whole)
         square = square + ((error.abs() / tolerance) ** 2).sum()
@@ -466,8 +465,12 @@ def _finite_or_inf(x: Tensor) -> Tensor:
 
 def _rms(x: Tensor) -> Tensor:
     """Root mean square over the variables of each sample."""
-    wide = x.float() if x.dtype.itemsize < 4 else x  # half precision has no `_SMALLEST`
-    return torch.linalg.vector_norm(wide, dim=-1) * x.shape[-1] ** -0.5
+    return torch.linalg.vector_norm(_wide(x), dim=-1) * x.shape[-1] ** -0.5
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision as float32: it has no `_SMALLEST`, and its sums of squares overflow."""
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:

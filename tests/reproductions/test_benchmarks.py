@@ -256,3 +256,11 @@ def test_a_network_of_the_parameter_sweep_has_as_many_as_asked_for(size: float) 
     """Within the rounding of its width."""
     case = SWEEPS["scaling-parameters"].make(size, driver.PRESETS["smoke"])
     assert case.n_parameters == pytest.approx(size, rel=0.05)
+
+
+def test_the_summary_has_everybody_with_the_workloads_own_tolerances() -> None:
+    """A loose contestant stands in the whole table, beside its error."""
+    folder = Path(driver.__file__).parents[1] / "results/benchmarks/odenet-conv-1-thread"
+    text = (folder / "quick.json").read_text(encoding="utf-8")
+    assert LOOSE in text
+    assert LOOSE not in summary([json.loads(text)])
