@@ -184,7 +184,9 @@ class DenseSolution:
         direction = torch.where(self.end >= self.start, 1.0, -1.0).to(own.dtype)
         ends = (self.t1 * direction).T.contiguous()
         ahead = (own.detach() * direction.unsqueeze(1)).contiguous()
+        first = (self.t1 != self.t0).int().argmax(dim=0)  # others were repeated before it counted
         step = torch.searchsorted(ends, ahead).clamp(max=len(self.t1) - 1).T  # [T, B]
+        step = torch.maximum(step, first)
         sample = torch.arange(own.shape[0], device=own.device).expand_as(step)
         t0, t1 = self.t0[step, sample], self.t1[step, sample]
         h = t1 - t0

@@ -276,3 +276,17 @@ def test_across_a_jump_each_piece_is_its_own() -> None:
     wanted = torch.where(t < 0.5, t, 0.5 - 2 * (t - 0.5)).unsqueeze(1)
     check_close(sol(t), wanted, rtol=1e-12, atol=1e-12)
     assert sol.derivative(t).flatten().tolist() == pytest.approx([1.0, 1.0, -2.0, -2.0])
+
+
+@pytest.mark.parametrize("method", ["dopri5", "dop853"])
+def test_the_start_belongs_to_the_first_step_that_counts(method: str) -> None:
+    """A sample whose first step was repeated while another's counted stands still in the record."""
+    y0 = torch.tensor([[1.0], [1.0]], dtype=FLOAT)
+    rates = torch.tensor([[-0.01], [-30.0]], dtype=FLOAT)
+    sol = dense(lambda t, y: rates * y, y0, [0.0, 1.0], method=method, coupling="per_sample",
+                first_step=0.5)  # fmt: skip
+    assert bool((sol.t0[0] == sol.t1[0]).any()), "no first step was repeated"
+    check_close(sol.derivative(0.0), rates, rtol=1e-6, atol=0.0)
+    asked = torch.zeros(1, dtype=FLOAT, requires_grad=True)
+    (found,) = torch.autograd.grad(sol(asked).sum(), asked)
+    check_close(found, rates.sum().reshape(1), rtol=1e-6, atol=0.0)
