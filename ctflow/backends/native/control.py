@@ -144,7 +144,7 @@ class Adaptive:
     def first(
         self, field: FlatField, tableau: Method, span: Span, y0: Tensor, f0: Tensor
     ) -> tuple[Tensor, int]:
-        """A size whose error should be 1 % of what is allowed, from one Euler probe; inside."""
+        """A size whose error should be 0.1 % of what is allowed, by one Euler probe; inside."""
         length = (span.t1 - span.t0).abs()
         going = length > 0  # a sample at rest gets a size for an interval that comes later
         if self.first_size is not None:
@@ -175,8 +175,7 @@ class Adaptive:
         The k-th derivative is taken to be that of an exponential with the rate  L = |y''| / |y'|,
         so that the error of a step is  C h^k |y'| L^(k - 1),  C being the method's own constant.
         Unlike Hairer's rule, which has 1 for all but h^k, this one does not depend on the unit of
-        time; on the problems of DETEST and on small networks it saves a tenth to a half of the
-        evaluations (docs/methods.md).
+        time; it saves small networks a fifth to a third of their evaluations (docs/methods.md).
 
         Args:
             tableau: The method.
@@ -187,7 +186,7 @@ class Adaptive:
         k, constant = _error_order(tableau) + 1, _error_constant(tableau)
         if constant is None:
             return usual
-        return _power(0.01 / (constant * d1), 1 / k) * _power(d1 / d2, (k - 1) / k)
+        return _power(0.001 / (constant * d1), 1 / k) * _power(d1 / d2, (k - 1) / k)
 
     def end(self, t: Tensor, size: Tensor, span: Span) -> Tensor:
         """One step of this size."""
