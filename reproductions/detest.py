@@ -5,9 +5,9 @@ and absolute tolerances from 1e-3 to 1e-9. Errors are those at the end, the larg
 in units of 1 + |y|, against SciPy's DOP853 at the least tolerance it takes. Asked are
 
 - the error beside that of SciPy's method of the same order at the same tolerance and from the same
-  first step, for each problem; where the two are apart by more than a factor of two, the root mean square of the errors from
-  starts that differ by rounding: where stability limits the steps (C2), rounding moves the error
-  of one solve by orders of magnitude, ours and SciPy's;
+  first step, for each problem; where the two are apart by more than a factor of two, the root mean
+  square of the errors from starts that differ by rounding: where stability limits the steps (C2),
+  rounding moves the error of one solve by orders of magnitude, ours and SciPy's;
 - the true error of every accepted step, of which the estimate says that it is within tolerance:
   over how many steps the method is deceived, by itself at 1e-6 and tighter, and beside SciPy's
   steps at every tolerance. At 1e-3 the steps of the methods of order 3 and 5 are longer than the
