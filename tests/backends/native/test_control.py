@@ -114,7 +114,7 @@ EXPLICIT = [name for name, method in METHODS.items() if method.e is not None]
 
 
 @pytest.mark.parametrize("method", EXPLICIT)
-def test_the_first_steps_error_is_a_thousandth_of_what_is_allowed(method: str) -> None:
+def test_the_first_steps_error_is_a_tenth_of_what_is_allowed(method: str) -> None:
     """Of an exponential, whose derivatives are what they are taken to be: next, a longer step."""
     size, step = first_of_growth(method, 1.0)
     control, tableau = Adaptive(rtol=0.0, atol=1e-9, grow=1e3), METHODS[method]
@@ -122,7 +122,7 @@ def test_the_first_steps_error_is_a_thousandth_of_what_is_allowed(method: str) -
     k = 1 + (tableau.order if tableau.error_order is None else tableau.error_order)
     ratio = (verdict.size.item() / (size * control.safety)) ** -k
     assert verdict.accepted.item()
-    assert 0.0005 < ratio < 0.002
+    assert 0.05 < ratio < 0.2
 
 
 @pytest.mark.parametrize("method", EXPLICIT)
