@@ -86,7 +86,7 @@ def run(
     return out, job.outcomes[0], job.stats
 
 
-def begun(backward: Control, forward: Control, size: Tensor) -> Control:
+def begun(backward: Control, forward: Control, size: float | Tensor) -> Control:
     """The control of the backward solve, which begins with the step that the forward one left.
 
     It starts where that one arrived, along the same solution: a step of this size was in tolerance
