@@ -105,7 +105,7 @@ class Adaptive:
         betas: b1, b2 and b3; (1, 0, 0) is integral control.
         least: Smallest step, in units of time; a sample that needs a smaller one is given up.
         most: Largest step.
-        first_size: Size of the first step, a number or [B]; None finds one.
+        first_size: Size of the first step; None finds one.
 
     Source:
         Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, section II.4, eq. 4.11
@@ -143,14 +143,13 @@ class Adaptive:
     ) -> tuple[Tensor, int]:
         """Hairer's starting step: one Euler probe, kept inside the interval."""
         length = (span.t1 - span.t0).abs()
-        going = length > 0  # a sample at rest gets a size for an interval that comes later
         if self.first_size is not None:
-            given = torch.zeros_like(length) + self.first_size
-            return torch.where(going, torch.minimum(length, given), given), 0
+            return torch.clamp(length, max=self.first_size), 0
         scale = y0.abs() * self.rtol + self.atol
         d0, d1 = self._rms(y0 / scale), self._rms(f0 / scale)
         tiny = (d0 < 1e-5) | (d1 < 1e-5)
         h0 = torch.where(tiny, 1e-6, 0.01 * d0 / d1).to(length.dtype)
+        going = length > 0  # a sample at rest gets a size for an interval that comes later
         h0 = torch.where(going, torch.minimum(h0, length), h0)
         t = span.t0 + span.direction * h0
         t = torch.where(h0 == length, span.t1, t)
