@@ -74,7 +74,7 @@ def adjoint_rows() -> Iterator[str]:
         ("torchdiffeq", "adjoint"): "torchdiffeq",
         ("torchdiffeq", SCALED): "torchdiffeq, `adjoint_atol=` in units of that gradient",
         ("ctflow compiled", "adjoint"): "ctflow, compiled",
-        ("ctflow compiled", LOOSE): ('ctflow, compiled, `Tolerances(1e-2, 1e-2, norm="seminorm")`'),
+        ("ctflow compiled", LOOSE): 'ctflow, compiled, `Tolerances(1e-2, 1e-2, norm="seminorm")`',
     }
     for (library, mode), name in names.items():
         row = bench("odenet-conv", library, mode)

@@ -121,8 +121,7 @@ class CompiledBackend:
         _refuse_transforms(problem, reads)
         wide = widest(problem.t.device) is torch.float64
         times = problem.t.double() if wide else problem.t.float()  # half of what `to` takes
-        lone = layout.batch == 1 and times.dim() == 1
-        times = (times.unsqueeze(0) if lone else times.expand(layout.batch, -1)).contiguous()
+        times = times.expand(layout.batch, -1).contiguous()
         y0 = layout.pack(problem.y0)
         wanted = None
         if torch.is_grad_enabled():

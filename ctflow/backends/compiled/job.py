@@ -193,7 +193,7 @@ def family_of(job: Job, kind: str) -> Family:
         family = _FAMILIES[key] = Family(f"{kind} of {_name_of(job.problem.f)}")
         while len(_FAMILIES) > _KEPT:
             _FAMILIES.popitem(last=False)
-    elif 2 * len(_FAMILIES) > _KEPT:  # else nothing is forgotten soon
+    else:
         _FAMILIES.move_to_end(key)
     return family
 
