@@ -147,7 +147,12 @@ class DenseSolution:
 
     def _unpacked(self, t: Tensor | float, slope: bool) -> Any:  # noqa: ANN401
         own = None if isinstance(t, Tensor) and t.is_floating_point() else self.t0.dtype
-        times = torch.as_tensor(t, dtype=own, device=self.t0.device)
+        try:
+            times = torch.as_tensor(t, dtype=own, device=self.t0.device)
+        except (TypeError, ValueError) as error:
+            raise InvalidProblem(
+                f"`t` must be a number or a tensor of times, got {t!r:.60}. Pass a float or [T]."
+            ) from error
         many = times.dim() > 0
         found = self._at(self._checked(times), slope)
         return self.layout.unpack(found if many else found[0])

@@ -290,3 +290,12 @@ def test_the_start_belongs_to_the_first_step_that_counts(method: str) -> None:
     asked = torch.zeros(1, dtype=FLOAT, requires_grad=True)
     (found,) = torch.autograd.grad(sol(asked).sum(), asked)
     check_close(found, rates.sum().reshape(1), rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("bad", ["soon", None, [[0.1], [0.2, 0.3]]])
+def test_what_is_no_time_is_refused(bad: Any) -> None:  # noqa: ANN401
+    """By name, with what to pass."""
+    sol = dense(turning, Y0, [0.1, 2.4])
+    for ask in (sol, sol.derivative):
+        with pytest.raises(InvalidProblem, match="`t` must be a number or a tensor of times"):
+            ask(bad)
