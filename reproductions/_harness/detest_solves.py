@@ -39,6 +39,7 @@ class Run(NamedTuple):
         steepest: Largest error of a single step in tolerances, by the norm of the control; None
             where it was not looked at.
         beyond: Share of steps whose error was above tolerance.
+        first: Size of the first step; None where it was not looked at.
     """
 
     problem: str
@@ -48,6 +49,7 @@ class Run(NamedTuple):
     evaluations: int
     steepest: float | None = None
     beyond: float | None = None
+    first: float | None = None
 
 
 class Controlled(NamedTuple):
@@ -81,11 +83,11 @@ def ours(problem: Problem, method: str, tolerance: float, right: Tensor, look: b
     """ctflow's solve, and the error of each of its steps where it is looked at."""
     solver = Solver(method=method, rtol=tolerance, atol=tolerance, max_steps=10**6)
     solution = solve(ODEProblem(problem.f, problem.y0, [0.0, END]), solver)  # pyright: ignore
+    times = solution.stats.step_times[0]
     run = Run(problem.name, f"ctflow {method}", tolerance, off(solution.y[-1], right),
-              int(solution.stats.forward.n_f_evals))  # fmt: skip
+              int(solution.stats.forward.n_f_evals), first=float(times[1]))  # fmt: skip
     if not look:
         return run
-    times = solution.stats.step_times[0]
     course = solve(ODEProblem(problem.f, problem.y0, times), solver).y  # the same steps
     return with_steps(run, problem, times, course)
 
@@ -116,8 +118,10 @@ def by_torchdiffeq(problem: Problem, method: str, tolerance: float) -> tuple[Ten
     return cast("Tensor", y)[-1], calls
 
 
-def by_scipy(problem: Problem, method: str, tolerance: float) -> tuple[Tensor, Tensor, int]:
-    """Ends of the steps, states there, and evaluations of SciPy."""
+def by_scipy(
+    problem: Problem, method: str, tolerance: float, first: float | None = None
+) -> tuple[Tensor, Tensor, int]:
+    """Ends of the steps, states there, and evaluations of SciPy, with a first step or its own."""
     from scipy.integrate import solve_ivp
 
     def f(t: float, y: np.ndarray) -> np.ndarray:
@@ -125,7 +129,7 @@ def by_scipy(problem: Problem, method: str, tolerance: float) -> tuple[Tensor, T
 
     found = solve_ivp(
         f, (0.0, END), problem.y0.numpy(), method=method, rtol=tolerance,
-        atol=min(tolerance, 1e-16 if tolerance < 1e-13 else tolerance),
+        atol=min(tolerance, 1e-16 if tolerance < 1e-13 else tolerance), first_step=first,
     )  # fmt: skip
     times, course = torch.from_numpy(found.t), torch.from_numpy(found.y.T.copy())
     return times, course, int(found.nfev)

@@ -19,13 +19,13 @@ from ctflow.backends.compiled.adjoint_program import (
     Head,
     Kept,
 )
-from ctflow.backends.compiled.controls import control_values
+from ctflow.backends.compiled.controls import backward_of, control_values, started
 from ctflow.backends.compiled.forward import Found, forward
 from ctflow.backends.compiled.job import Job, family_of, rest_of
 from ctflow.backends.compiled.library import Inputs, Sketch
 from ctflow.backends.field import Field
-from ctflow.backends.native.backend import NativeBackend, backward_control
-from ctflow.backends.native.gradients.adjoint import used_up
+from ctflow.backends.native.backend import NativeBackend
+from ctflow.backends.native.gradients.adjoint import backward_size, used_up
 from ctflow.backends.native.gradients.quadrature import quadrature_error
 from ctflow.backends.native.gradients.replay import exchange, well
 from ctflow.backends.native.step import warm
@@ -108,16 +108,17 @@ class _Back(NamedTuple):
         job, outcome = self.job, self.outcome
         like = [job.reads.tensors[i] for i in job.wanted or ()]
         totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in like]
-        times, largest = job.times, self.largest
+        times, largest, size = job.times, self.largest, backward_size(outcome)
         if outcome.stops:  # a failed sample is a constant, and a healthy one stands in for it
             source = well(outcome)
             if source is None:
                 return [torch.zeros_like(g[0]), *totals]
             g = torch.where((outcome.status == 0).to(g.device).unsqueeze(1), g, 0.0)
             out = out[:, source.to(out.device)]
-            times, largest = exchange(source, times), exchange(source, largest)
-        control, seminorm = backward_control(job.solver, job.control, out.shape[2])
+            times, largest, size = (exchange(source, x) for x in (times, largest, size))
+        control, seminorm = backward_of(job.solver, job.control, out.shape[2])
         job = job._replace(control=control)
+        values = started(control, control_values(control, times), size)
         n, limit = times.shape[1], job.solver.max_steps
         ends = Ends(times, out, g.contiguous(), largest)
         kept = Kept(torch.empty_like(out), torch.empty_like(out), out.new_empty((n, out.shape[1])))
@@ -125,7 +126,7 @@ class _Back(NamedTuple):
         rest = rest_of(job)
         inputs = Inputs(
             [torch.tensor(Head(n - 1, limit), device=g.device), *ends, *kept, *totals, *estimates,
-             *control_values(control, times), *job.stop_values, *rest],
+             *values, *job.stop_values, *rest],
             (_OUTPUTS if job.inside else _ENDS).walk,
             rest[-1].shape[0],
         )  # fmt: skip

@@ -9,18 +9,21 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ctflow.backends.native.backend import adaptive_or_fixed
+from ctflow.backends.native.backend import adaptive_or_fixed, backward_control
 from ctflow.backends.native.control import Adaptive, Control, Fixed, Verdict
+from ctflow.backends.native.gradients.adjoint import begun
 from ctflow.backends.native.step import Step
 from ctflow.backends.protocol import Solver
 from ctflow.backends.tableau import Tableau
 from ctflow.errors import Unsupported
 
 __all__ = [
+    "backward_of",
     "control_key",
     "control_values",
     "judge",
     "memory_before",
+    "started",
     "usual_control",
     "with_values",
 ]
@@ -36,6 +39,7 @@ class _Known(NamedTuple):
 
 _KNOWN: dict[int, _Known] = {}
 _USUAL: dict[tuple[object, ...], Control] = {}
+_BACKWARD: dict[tuple[object, ...], tuple[Control, Control, bool]] = {}
 _MOST = 256
 
 
@@ -65,6 +69,42 @@ def usual_control(solver: Solver, n_counted: int, n_variables: int) -> Control:
             _USUAL.clear()
         found = _USUAL[asked] = adaptive_or_fixed(solver, n_counted, n_variables)
     return found
+
+
+def backward_of(solver: Solver, control: Control, n_variables: int) -> tuple[Control, bool]:
+    """The control of the adjoint's backward solve, and whether it leaves the quadrature out.
+
+    The same object for the same settings. Where it begins with a size that the forward solve
+    found, a 1 stands for what `started` puts in its place.
+
+    Args:
+        solver: Complete settings.
+        control: That of the forward pass.
+        n_variables: Of one sample's state.
+    """
+    key = (id(control), solver.backward, n_variables)
+    found = _BACKWARD.get(key)
+    if found is None or found[0] is not control:
+        if len(_BACKWARD) >= _MOST:
+            _BACKWARD.clear()
+        own, seminorm = backward_control(solver, control, n_variables)
+        found = _BACKWARD[key] = control, begun(own, control, 1.0), seminorm
+    return found[1], found[2]
+
+
+def started(control: Control, values: tuple[Tensor, ...], size: Tensor) -> tuple[Tensor, ...]:
+    """The values of a backward solve's control, with the step that it begins with.
+
+    Args:
+        control: As `backward_of` has it.
+        values: Its values.
+        size: Size of the step, [B].
+    """
+    names = _values_of(control)
+    if "first_size" not in names:
+        return values
+    place = names.index("first_size")
+    return (*values[:place], size, *values[place + 1 :])
 
 
 def control_key(control: Control) -> tuple[object, ...]:

@@ -218,7 +218,8 @@ def test_a_trace_by_one_product_is_for_any_batch_size(monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_field_is_solved_as_by_native(name: str) -> None:
-    """To rounding, which the step sequence may amplify."""
+    """To rounding, which steps amplify up to the tolerance where the field has kinks in time."""
+    rtol = 1e-6 if name == "control path" else 1e-8
     make, shape = FIELDS[name]
     torch.manual_seed(0)
     f = make()
@@ -228,5 +229,5 @@ def test_a_field_is_solved_as_by_native(name: str) -> None:
     wanted, reference, native_steps = _run(f, y0, NATIVE)
     assert abs(steps - native_steps) <= 1
     for x, y in zip(states, wanted, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-9)
-    assert float((gradient - reference).norm()) <= 1e-8 * float(reference.norm())
+        torch.testing.assert_close(x, y, rtol=rtol, atol=1e-9)
+    assert float((gradient - reference).norm()) <= rtol * float(reference.norm())

