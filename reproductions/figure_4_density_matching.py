@@ -82,7 +82,9 @@ PRESETS = {
         bands="none",
         keep=False,
     ),
-    "quick": Config("quick"),
+    "quick": Config(
+        "quick", backend="compiled", cnf_iterations=3000, cnf_rate=5e-3, batch=512, loose=1e-5
+    ),
     "full": Config(
         "full", backend="compiled", cells=ALL, cnf_iterations=3000, nf_iterations=20_000,
         cnf_rate=5e-3, batch=512, pixels=200, bands="full", workers=2,

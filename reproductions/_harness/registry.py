@@ -97,7 +97,7 @@ REPRODUCTIONS = (
         "continuous and layered planar flows matched to densities, by width and depth",
         "At as many hidden units as a layered flow has layers, a continuous flow generally"
         " reaches a lower divergence from the target.",
-        {"quick": 1.5, "full": 15},
+        {"quick": 3, "full": 15},
         ("figure4", "figure_4"),
     ),
     Reproduction(

@@ -175,7 +175,7 @@ class Adaptive:
         The k-th derivative is taken to be that of an exponential with the rate  L = |y''| / |y'|,
         so that the error of a step is  C h^k |y'| L^(k - 1),  C being the method's own constant.
         Unlike Hairer's rule, which has 1 for all but h^k, this one does not depend on the unit of
-        time; it saves small networks a quarter to a half of their evaluations (docs/methods.md).
+        time; it saves smooth networks a quarter to a half of their evaluations (docs/methods.md).
         The error is to be 0.1 tolerances, where every other step aims at safety^k, 0.59 for k = 5;
         and h L no more than 1/3: beyond it, at loose tolerances, that higher derivatives count
         for less is a guess, and of a field with kinks a wrong one.
