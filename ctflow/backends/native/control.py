@@ -149,6 +149,7 @@ class Adaptive:
         going = length > 0  # a sample at rest gets a size for an interval that comes later
         if self.first_size is not None:
             given = torch.zeros_like(length) + self.first_size
+            given = self._between(given) if self._has_limits else given
             return torch.where(going, torch.minimum(length, given), given), 0
         scale = y0.abs() * self.rtol + self.atol
         d0, d1 = self._rms(y0 / scale), self._rms(f0 / scale)

@@ -13,14 +13,16 @@ from torch import Tensor
 
 from ctflow import ODEProblem, Solution, SolveFailed, Solver, Tolerances, Unsupported, odeint, solve
 from ctflow.backends.adjoint import in_tolerances
+from ctflow.backends.native.gradients.adjoint import backward_size
+from ctflow.backends.native.loop import Outcome
 from ctflow.dynamics import ConvField, CountCalls
 from ctflow.errors import GradientWarning
+from ctflow.solution import Counts
 from tests.backends.torchdiffeq.cases import everything
 from tests.checks import check_close, check_relative
 from tests.problems import FLOAT, Linear, limit_cycle
 
 ADJOINT = Solver(gradient="adjoint")
-COMPILER = (pytest.mark.compiler,)
 couplings = pytest.mark.parametrize("coupling", ["shared", "per_sample"])
 
 
@@ -263,3 +265,12 @@ def test_given_steps_say_nothing_of_the_backward_ones(coupling: Any) -> None:  #
     counts = solution.stats.backward
     assert counts is not None
     assert counts.n_f_evals.tolist() == (2 + 6 * counts.n_steps).tolist()
+
+
+def test_where_several_steps_were_needed_it_begins_with_a_share_of_one() -> None:
+    """The adjoint is less smooth than the state; a single step says that both are smooth."""
+    accepted = torch.tensor([1, 2, 0])
+    counts = Counts(accepted, accepted + 1, accepted, torch.ones(3, dtype=torch.int64))
+    sizes = torch.tensor([2.0, 2.0, 1.0], dtype=FLOAT)
+    outcome = Outcome(torch.zeros(3, dtype=torch.int64), counts, (), (), sizes)
+    check_close(backward_size(outcome), torch.tensor([2.0, 0.6, 0.3], dtype=FLOAT), rtol=1e-15)

@@ -143,6 +143,17 @@ def test_the_first_step_does_not_depend_on_the_unit_of_time(method: str) -> None
     assert 1e3 * first_of_growth(method, 1e3)[0] == pytest.approx(first_of_growth(method, 1.0)[0])
 
 
+@pytest.mark.parametrize(("given", "size"), [(0.01, 0.1), (0.2, 0.2), (3.0, 0.5)])
+def test_a_given_first_step_is_within_the_limits(given: float, size: float) -> None:
+    """The adjoint's is what the forward solve found, or a share of it."""
+    control = Adaptive(rtol=1e-6, atol=1e-6, least=0.1, most=0.5, first_size=given)
+    one, zero = torch.ones(1, 1, dtype=FLOAT), torch.zeros(1, dtype=FLOAT)
+    span = Span(zero, zero + 1, zero + 1)
+    found, n_probes = control.first(decay, METHODS["dopri5"], span, one, -one)
+    assert n_probes == 0
+    assert found.item() == size
+
+
 def test_a_start_that_is_straight_steps_no_further_than_the_state_is_long() -> None:
     """With y'' = 0 there nothing is known of what comes: |y| / |y'| is the limit."""
     size, _ = first_size(1e6, [3.0, 3.0], [1.0, 1.0])
