@@ -73,6 +73,7 @@ PRESETS = {
         points=(30,),
         steps=700,
         rnn_steps=800,
+        tolerance=1e-6,  # at 1e-4 so few steps end well from most seeds, not from all
         error={30: 0.35},
         ratio=1.35,
         clusters=0.95,
