@@ -155,30 +155,33 @@ def errors_beside_scipy(runs: Sequence[Run], config: Config) -> Iterator[Band]:
         for tolerance in config.asked:
             pairs = paired(runs, f"ctflow {method}", f"SciPy {theirs}", tolerance)
             if pairs:
-                logs = [math.log(beside(a, b)) for a, b in pairs]
-                mean = math.exp(sum(logs) / len(logs))
+                ratios = [beside(a, b) for a, b in pairs]
                 yield Band(f"error of {method} over SciPy's {theirs} at {tolerance:.0e}, mean",
-                           mean, high=2.0)  # fmt: skip
-                worst = math.exp(max(logs))
+                           geometric_mean(ratios), high=2.0)  # fmt: skip
                 yield Band(f"error of {method} over SciPy's {theirs} at {tolerance:.0e}, largest",
-                           worst, high=2.0)  # fmt: skip
+                           max(ratios), high=2.0)  # fmt: skip
 
 
 def beside(own: Run, other: Run) -> float:
     """Error of our run over that of SciPy's; from several starts where it may be by chance."""
-    ratio = max(own.error, 1e-15) / max(other.error, 1e-15)
+    ratio = ratio_of(own.error, other.error)
     if 1 / BY_CHANCE <= ratio <= BY_CHANCE:
         return ratio
     problem = next(p for p in PROBLEMS if p.name == own.problem)
     method, theirs = own.who.split()[1], other.who.split()[1]
-    logs = 0.0
+    ratios: list[float] = []
     for k in range(STARTS):
         near = problem._replace(y0=problem.y0 * (1 + 1000 * k * torch.finfo(torch.float64).eps))
         right = by_scipy(near, "DOP853", 2.5e-14)[1][-1]
         run = ours(near, method, own.tolerance, right, False)
         error = off(by_scipy(near, theirs, own.tolerance, run.first)[1][-1], right)
-        logs += math.log(max(run.error, 1e-15) / max(error, 1e-15))
-    return math.exp(logs / STARTS)
+        ratios.append(ratio_of(run.error, error))
+    return geometric_mean(ratios)
+
+
+def ratio_of(error: float, other: float) -> float:
+    """One error over another, of which none counts as less than rounding."""
+    return max(error, 1e-15) / max(other, 1e-15)
 
 
 def paired(runs: Sequence[Run], one: str, other: str, tolerance: float) -> list[tuple[Run, Run]]:

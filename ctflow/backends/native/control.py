@@ -148,8 +148,7 @@ class Adaptive:
         length = (span.t1 - span.t0).abs()
         going = length > 0  # a sample at rest gets a size for an interval that comes later
         if self.first_size is not None:
-            given = torch.zeros_like(length) + self.first_size
-            given = self._between(given) if self._has_limits else given
+            given = self._between(torch.zeros_like(length) + self.first_size)
             return torch.where(going, torch.minimum(length, given), given), 0
         scale = y0.abs() * self.rtol + self.atol
         d0, d1 = self._rms(y0 / scale), self._rms(f0 / scale)
@@ -168,7 +167,7 @@ class Adaptive:
         resolved = 64 * torch.finfo(length.dtype).eps * span.t0.abs()  # else time would not move
         h = torch.maximum(h, resolved)
         h = torch.where(going, torch.minimum(h, length), h)
-        return (self._between(h) if self._has_limits else h), 1
+        return self._between(h), 1
 
     def expected_size(self, tableau: Method, d1: Tensor, d2: Tensor, usual: Tensor) -> Tensor:
         """Size of the first step from what its error is expected to be, [B].
@@ -227,6 +226,8 @@ class Adaptive:
         return Verdict(accepted, self.limited(suggested, accepted, taken), finite, kept)
 
     def _between(self, size: Tensor) -> Tensor:
+        if not self._has_limits:
+            return size
         return size.clamp(min=self.least).clamp(max=self.most)  # pyright: ignore
 
     def limited(self, size: Tensor, accepted: Tensor, taken: Tensor) -> Tensor:
