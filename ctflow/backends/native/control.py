@@ -161,7 +161,7 @@ class Adaptive:
         f1 = field(t.to(y0.dtype), torch.addcmul(y0, f0, signed))
         d2 = self._rms((f1 - f0) / scale) / h0
         h1 = hairer_size(tableau, d1, d2, h0)
-        h1 = torch.where(tiny, h1, self.expected_size(tableau, d1, d2, h1))
+        h1 = torch.where(tiny, h1, self.expected_size(tableau, d0, d1, d2, h1))
         h = torch.minimum(100 * h0, h1)
         h = torch.where(torch.isfinite(h) & (h > 0), h, h0).to(length.dtype)
         resolved = 64 * torch.finfo(length.dtype).eps * span.t0.abs()  # else time would not move
@@ -169,19 +169,23 @@ class Adaptive:
         h = torch.where(going, torch.minimum(h, length), h)
         return self._between(h), 1
 
-    def expected_size(self, tableau: Method, d1: Tensor, d2: Tensor, usual: Tensor) -> Tensor:
+    def expected_size(
+        self, tableau: Method, d0: Tensor, d1: Tensor, d2: Tensor, usual: Tensor
+    ) -> Tensor:
         """Size of the first step from what its error is expected to be, [B].
 
-        The k-th derivative is taken to be that of an exponential with the rate  L = |y''| / |y'|,
-        so that the error of a step is  C h^k |y'| L^(k - 1),  C being the method's own constant.
-        Unlike Hairer's rule, which has 1 for all but h^k, this one does not depend on the unit of
-        time; it saves smooth networks a quarter to a half of their evaluations (docs/methods.md).
-        The error is to be 0.1 tolerances, where every other step aims at safety^k, 0.59 for k = 5;
-        and h L no more than 1/3: beyond it, at loose tolerances, that higher derivatives count
+        The k-th derivative is taken to be that of an exponential. Its rate L is both |y''| / |y'|
+        and |y'| / |y|, of which the larger is taken: either may be small by chance. The error of a
+        step is then  C h^k |y'| L^(k - 1),  C being the method's own constant. Unlike Hairer's
+        rule, which has 1 for all but h^k, this one does not depend on the unit of time; it saves
+        smooth networks a quarter to a half of their evaluations (docs/methods.md). The error is to
+        be 0.1 tolerances, where every other step aims at safety^k, 0.59 for k = 5; and h no more
+        than a third of |y'| / |y''|: beyond it, at loose tolerances, that higher derivatives count
         for less is a guess, and of a field with kinks a wrong one.
 
         Args:
             tableau: The method.
+            d0: |y| in tolerances, [B].
             d1: |y'| in tolerances, [B].
             d2: |y''| in tolerances, [B].
             usual: The size by Hairer's rule, for methods without a known constant, [B].
@@ -189,8 +193,10 @@ class Adaptive:
         k, constant = _error_order(tableau) + 1, _error_constant(tableau)
         if constant is None:
             return usual
-        tolerable = _power(0.1 / (constant * d1), 1 / k) * _power(d1 / d2, (k - 1) / k)
-        return torch.minimum(tolerable, d1 / d2 / 3)
+        bend = d1 / d2
+        shortest = torch.minimum(bend, d0 / d1)  # time scale, 1 / L
+        tolerable = _power(0.1 / (constant * d1), 1 / k) * _power(shortest, (k - 1) / k)
+        return torch.minimum(tolerable, bend / 3)
 
     def end(self, t: Tensor, size: Tensor, span: Span) -> Tensor:
         """One step of this size."""

@@ -79,7 +79,9 @@ class AsTorchdiffeq(Adaptive):
             self.calls.begin(y0)
         return super().first(field, tableau, span, y0, f0)
 
-    def expected_size(self, tableau: Method, d1: Tensor, d2: Tensor, usual: Tensor) -> Tensor:
+    def expected_size(
+        self, tableau: Method, d0: Tensor, d1: Tensor, d2: Tensor, usual: Tensor
+    ) -> Tensor:
         """Hairer's."""
         return usual
 
