@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -43,7 +44,6 @@ _OPTIONS: Mapping[str, Any] = MappingProxyType(
 # States lie as they are given. With the channels of an image last instead, which the compiler
 # prefers, every value that crosses between convolutions and the solver's sums is turned round.
 _ON_CPU: Mapping[str, Any] = MappingProxyType({"layout_optimization": False})
-_VERSION = 12  # of what is kept on disk
 _OLDEST = (2, 13)  # 2.11 and 2.12 export no while_loop that changes its records in place
 
 
@@ -246,7 +246,7 @@ def _fingerprint(exported: Any) -> str:  # noqa: ANN401
         if isinstance(constant, Tensor):
             parts.update(constant.detach().cpu().contiguous().numpy().tobytes())
     about = (
-        _VERSION,
+        _source(),
         torch.__version__,
         torch.version.git_version,
         str(exported.range_constraints),
@@ -257,6 +257,15 @@ def _fingerprint(exported: Any) -> str:  # noqa: ANN401
         torch.cuda.get_device_name() if torch.cuda.is_available() else "",
     )
     parts.update(repr(about).encode())
+    return parts.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _source() -> str:
+    """What makes the programs: kernels and rewrites may change where a graph does not."""
+    parts = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        parts.update(path.read_bytes())
     return parts.hexdigest()
 
 

@@ -3,7 +3,8 @@
 The compiler has a template that cuts a product into blocks and fuses what follows into it. The
 kernel that it puts into the middle keeps its sums in an array, which GCC writes to memory after
 every multiplication: half as fast as a library. Here each sum is a variable, and stays in its
-register; and the first matrix may lie transposed, as that of a weight's gradient does.
+register, as does a row that several sums are multiplied with; and the first matrix may lie
+transposed, as that of a weight's gradient does.
 """
 
 from __future__ import annotations
@@ -41,6 +42,20 @@ inline void {{kernel_name}}{{"_ntail" if tail_n else ""}}_kernel(
     int64_t ldc
 ) {
     using Vectorized = at::vec::Vectorized<{{compute_t}}>;
+    // GCC would read a row of B anew in each multiplication, of which the processor can do more.
+    const auto held = [](Vectorized x) {
+#if defined(__GNUC__) && defined(CPU_CAPABILITY_AVX512)
+        __m512 value = x;
+        asm("" : "+v"(value));
+        return Vectorized(value);
+#elif defined(__GNUC__) && defined(CPU_CAPABILITY_AVX2)
+        __m256 value = x;
+        asm("" : "+x"(value));
+        return Vectorized(value);
+#else
+        return x;
+#endif
+    };
     constexpr int64_t V = Vectorized::size();
     static_assert(V == {{vector}});
 {%- for c in range(columns) %}
@@ -64,7 +79,7 @@ inline void {{kernel_name}}{{"_ntail" if tail_n else ""}}_kernel(
     }
     for (int64_t k = 0; k < K; ++k) {
 {%- for c in range(columns) %}
-        const auto b{{c}} = Vectorized::loadu(B + k * ldb + {{c}} * V, n{{c}});
+        const auto b{{c}} = held(Vectorized::loadu(B + k * ldb + {{c}} * V, n{{c}}));
 {%- endfor %}
 {%- for r in range(block_m) %}
         if constexpr (BLOCK_M > {{r}}) {

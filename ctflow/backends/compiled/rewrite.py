@@ -235,8 +235,11 @@ def _turned(a: Tensor, b: Tensor) -> Tensor:
 
 def _summed(a: Tensor, b: Tensor) -> Tensor:
     """a @ b as a reduction, along memory where the inner dimension is the longest."""
-    if b.shape[1] < b.shape[0] and a.shape[0] > b.shape[1] and a.stride(0) == 1 < a.stride(1):
-        return (b.t().unsqueeze(2) * a.t().unsqueeze(0)).sum(1).t()  # a lies transposed
+    turned = b.shape[1] < b.shape[0] and a.shape[0] > b.shape[1] and a.stride(0) == 1 < a.stride(1)
+    if b.shape[1] > 1:  # otherwise each column of the result computes anew what became a
+        a = settled(a.t()).t() if turned else settled(a)
+    if turned:
+        return (b.t().unsqueeze(2) * a.t().unsqueeze(0)).sum(1).t()
     if b.shape[1] >= b.shape[0]:
         return (a.unsqueeze(2) * settled(b).unsqueeze(0)).sum(1)
     return (a.unsqueeze(1) * settled(b.t()).unsqueeze(0)).sum(2)
