@@ -124,7 +124,11 @@ class Layout:
         leaves, treespec = _flatten(y0)
         first: Tensor = leaves[0]
         shapes = tuple(leaf.shape for leaf in leaves)
-        return cls(treespec, shapes, first.dtype, first.device, per_sample)
+        about = (treespec, shapes, first.dtype, first.device, per_sample)
+        try:
+            return _known(*about)
+        except TypeError:  # sizes that are symbols, while a program is made
+            return cls(*about)
 
     @cached_property
     def batch(self) -> int:
@@ -287,3 +291,9 @@ def _describe(value: object) -> str:
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(cast('Sequence[Any]', value))}"
     return "a tensor" if value is None or isinstance(value, Tensor) else type(value).__name__
+
+
+@lru_cache(maxsize=256)
+def _known(*about: Any) -> Layout:  # noqa: ANN401
+    """The same object for the same state: it then holds what it was asked before."""
+    return Layout(*about)
