@@ -183,7 +183,12 @@ def origin(found: Sequence[Found]) -> dict[str, object]:
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it."""
+    """The processor's name where the system tells it, and the vectors that torch uses on it."""
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return f"{_model() or platform.machine()} ({vectors})"
+
+
+def _model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
