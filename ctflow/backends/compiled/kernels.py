@@ -42,7 +42,7 @@ inline void {{kernel_name}}{{"_ntail" if tail_n else ""}}_kernel(
     int64_t ldc
 ) {
     using Vectorized = at::vec::Vectorized<{{compute_t}}>;
-    // GCC would read a row of B anew in each multiplication, of which the processor can do more.
+    // Else GCC reads a row of B anew for each multiplication, more often than a processor can.
     const auto held = [](Vectorized x) {
 #if defined(__GNUC__) && defined(CPU_CAPABILITY_AVX512)
         __m512 value = x;
