@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from ctflow.backends.compiled.products import LARGE, UNROLLED, by_blocks
+from ctflow.backends.compiled.products import LARGE, UNROLLED, by_blocks, by_dots
 from ctflow.backends.compiled.splice import settled, spliced
 
 __all__ = ["by_columns"]
@@ -168,9 +168,10 @@ def _read_by_product(
             node.replace_input_with(a, twins[whole])
             node.replace_input_with(b, spliced(node, lambda x: x.t(), [twins[b]]))
         else:
+            written = isinstance(rows, int) and b.meta["val"].dtype == torch.float32
             total = spliced(
                 node,
-                lambda a, b: (a.unsqueeze(1) * b.unsqueeze(0)).sum(2),
+                by_dots if written else lambda a, b: (a.unsqueeze(1) * b.unsqueeze(0)).sum(2),
                 [twins[whole], twins[b]],
             )
             node.replace_all_uses_with(total)

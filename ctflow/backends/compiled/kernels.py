@@ -4,7 +4,14 @@ The compiler has a template that cuts a product into blocks and fuses what follo
 kernel that it puts into the middle keeps its sums in an array, which GCC writes to memory after
 every multiplication: half as fast as a library. Here each sum is a variable, and stays in its
 register, as does a row that several sums are multiplied with; and the first matrix may lie
-transposed, as that of a weight's gradient does.
+transposed, as that of a weight's gradient does, or the second one, which makes each sum a dot
+product along memory.
+
+Sums over a part of the inner dimension begin at zero and are added at the end of it: a long sum's
+rounding errors grow with the number of its parts and their length, not with its whole length.
+
+The template takes the second matrix to have been packed into blocks of whole vectors. Ours lies as
+it is: so the kernel is told where each block begins, and how many columns the last one has.
 """
 
 from __future__ import annotations
@@ -18,13 +25,31 @@ from torch._inductor import (
 )
 from torch._inductor.codegen.cpp_gemm_template import CppGemmTemplate
 from torch._inductor.codegen.cpp_micro_gemm import CppMicroGemmFP32Vec, create_micro_gemm
+from torch._inductor.codegen.cpp_utils import GemmBlocking
 from torch._inductor.kernel.mm_common import mm_args
 from torch._inductor.utils import parallel_num_threads
 
 __all__ = ["written_out"]
 
 _SHARE = 2**19  # multiplications that are worth a thread
+_LINE = 16  # numbers in a line of a cache
 _USUAL = 256  # rows that any number of them is taken to be
+
+_HELD = r"""    // Else GCC reads a vector anew for each multiplication: more than a processor can.
+    const auto held = [](Vectorized x) {
+#if defined(__GNUC__) && defined(CPU_CAPABILITY_AVX512)
+        __m512 value = x;
+        asm("" : "+v"(value));
+        return Vectorized(value);
+#elif defined(__GNUC__) && defined(CPU_CAPABILITY_AVX2)
+        __m256 value = x;
+        asm("" : "+x"(value));
+        return Vectorized(value);
+#else
+        return x;
+#endif
+    };
+"""
 
 _KERNEL = r"""
 {%- set columns = block_n // vector %}
@@ -42,20 +67,7 @@ inline void {{kernel_name}}{{"_ntail" if tail_n else ""}}_kernel(
     int64_t ldc
 ) {
     using Vectorized = at::vec::Vectorized<{{compute_t}}>;
-    // Else GCC reads a row of B anew for each multiplication, more often than a processor can.
-    const auto held = [](Vectorized x) {
-#if defined(__GNUC__) && defined(CPU_CAPABILITY_AVX512)
-        __m512 value = x;
-        asm("" : "+v"(value));
-        return Vectorized(value);
-#elif defined(__GNUC__) && defined(CPU_CAPABILITY_AVX2)
-        __m256 value = x;
-        asm("" : "+x"(value));
-        return Vectorized(value);
-#else
-        return x;
-#endif
-    };
+{{held}}
     constexpr int64_t V = Vectorized::size();
     static_assert(V == {{vector}});
 {%- for c in range(columns) %}
@@ -68,18 +80,9 @@ inline void {{kernel_name}}{{"_ntail" if tail_n else ""}}_kernel(
 {%- for r in range(block_m) %}{% for c in range(columns) %}
     Vectorized c{{r}}_{{c}}(0.0f);
 {%- endfor %}{% endfor %}
-    if constexpr (accum) {
-{%- for r in range(block_m) %}
-        if constexpr (BLOCK_M > {{r}}) {
+{%- macro add(ends) %}
 {%- for c in range(columns) %}
-            c{{r}}_{{c}} = Vectorized::loadu(C + {{r}} * ldc + {{c}} * V, n{{c}});
-{%- endfor %}
-        }
-{%- endfor %}
-    }
-    for (int64_t k = 0; k < K; ++k) {
-{%- for c in range(columns) %}
-        const auto b{{c}} = held(Vectorized::loadu(B + k * ldb + {{c}} * V, n{{c}}));
+        const auto b{{c}} = held(Vectorized::loadu(B + k * ldb + {{c}} * V{{", n%s" % c if ends}}));
 {%- endfor %}
 {%- for r in range(block_m) %}
         if constexpr (BLOCK_M > {{r}}) {
@@ -89,10 +92,24 @@ inline void {{kernel_name}}{{"_ntail" if tail_n else ""}}_kernel(
 {%- endfor %}
         }
 {%- endfor %}
+{%- endmacro %}
+    int64_t k = 0;
+{%- if tail_n %}
+    // Whole vectors as long as what they read too much is the next rows: the last rows have none.
+    const int64_t whole = K - ({{block_n}} - N + ldb - 1) / ldb;
+    for (; k < whole; ++k) {
+{{- add(false)}}
+    }
+{%- endif %}
+    for (; k < K; ++k) {
+{{- add(tail_n)}}
     }
 {%- for r in range(block_m) %}
     if constexpr (BLOCK_M > {{r}}) {
 {%- for c in range(columns) %}
+        if constexpr (accum) {
+            c{{r}}_{{c}} = c{{r}}_{{c}} + Vectorized::loadu(C + {{r}} * ldc + {{c}} * V, n{{c}});
+        }
         c{{r}}_{{c}}.store(C + {{r}} * ldc + {{c}} * V, n{{c}});
 {%- endfor %}
     }
@@ -100,54 +117,160 @@ inline void {{kernel_name}}{{"_ntail" if tail_n else ""}}_kernel(
 }
 """
 
+_DOTS = r"""
+template <int64_t ROWS, int64_t COLUMNS, bool accum>
+inline void {{kernel_name}}_kernel(
+    const {{input_t}}* {{restrict_keyword}} A,
+    const {{input2_t}}* {{restrict_keyword}} B,
+    {{output_t}}* {{restrict_keyword}} C,
+    int64_t K,
+    int64_t lda,
+    int64_t ldb,
+    int64_t ldc
+) {
+    using Vectorized = at::vec::Vectorized<{{compute_t}}>;
+{{held}}
+    constexpr int64_t V = Vectorized::size();
+{%- for r in range(4) %}{% for c in range(3) %}
+    Vectorized c{{r}}_{{c}}(0.0f);
+{%- endfor %}{% endfor %}
+{%- macro add(n) %}
+{%- for c in range(3) %}
+        Vectorized b{{c}}(0.0f);
+        if constexpr (COLUMNS > {{c}}) b{{c}} = held(Vectorized::loadu(B + {{c}} * ldb + k, {{n}}));
+{%- endfor %}
+{%- for r in range(4) %}
+        if constexpr (ROWS > {{r}}) {
+            const auto a = held(Vectorized::loadu(A + {{r}} * lda + k, {{n}}));
+{%- for c in range(3) %}
+            if constexpr (COLUMNS > {{c}}) c{{r}}_{{c}} = at::vec::fmadd(a, b{{c}}, c{{r}}_{{c}});
+{%- endfor %}
+        }
+{%- endfor %}
+{%- endmacro %}
+    int64_t k = 0;
+    for (; k + V <= K; k += V) {
+{{- add("V")}}
+    }
+    if (k < K) {
+{{- add("K - k")}}
+    }
+    const auto plus = [](Vectorized x, Vectorized y) { return x + y; };
+{%- for r in range(4) %}{% for c in range(3) %}
+    if constexpr (ROWS > {{r}} && COLUMNS > {{c}}) {
+        const auto total = at::vec::vec_reduce_all<{{compute_t}}>(plus, c{{r}}_{{c}});
+        C[{{r}} * ldc + {{c}}] = accum ? C[{{r}} * ldc + {{c}}] + total : total;
+    }
+{%- endfor %}{% endfor %}
+}
+"""
+
+_DOTS_OF_ALL = r"""
+template <int64_t ROWS, bool accum>
+inline void {{kernel_name}}_rows(
+    const {{input_t}}* {{restrict_keyword}} A,
+    const {{input2_t}}* {{restrict_keyword}} B,
+    {{output_t}}* {{restrict_keyword}} C,
+    int64_t N,
+    int64_t K,
+    int64_t lda,
+    int64_t ldb,
+    int64_t ldc
+) {
+    int64_t n = 0;
+    for (; n + 3 <= N; n += 3) {
+        {{kernel_name}}_kernel<ROWS, 3, accum>(A, B + n * ldb, C + n, K, lda, ldb, ldc);
+    }
+    if (N - n == 2) {{kernel_name}}_kernel<ROWS, 2, accum>(A, B + n * ldb, C + n, K, lda, ldb, ldc);
+    if (N - n == 1) {{kernel_name}}_kernel<ROWS, 1, accum>(A, B + n * ldb, C + n, K, lda, ldb, ldc);
+}
+{{declare_kernel}} {
+    int64_t m = 0;
+    for (; m + 4 <= M; m += 4) {
+        {{kernel_name}}_rows<4, accum>(A + m * lda, B, C + m * ldc, N, K, lda, ldb, ldc);
+    }
+    for (; m < M; ++m) {
+        {{kernel_name}}_rows<1, accum>(A + m * lda, B, C + m * ldc, N, K, lda, ldb, ldc);
+    }
+}
+"""
+
 
 class _Kernel(CppMicroGemmFP32Vec):
-    """A block of a product, each of its sums in a register."""
+    """A block of a product, each of its sums in a register; both matrices row after row."""
 
     TEMPLATE_KERNEL = _KERNEL
+    NAME = "block"
 
     def get_common_options(self) -> dict[str, Any]:
         """What its text is made from."""
-        return {**super().get_common_options(), "vector": _vector(), "turned": False}
+        own = {"vector": _vector(), "turned": False, "held": _HELD.strip("\n")}
+        return {**super().get_common_options(), **own}
 
     def codegen_define(self, kernel: Any) -> str:  # noqa: ANN401
         """Its text, once for all products of a program that need the same."""
         text = super().codegen_define(kernel)
         return f"#ifndef {self.name}_is_there\n#define {self.name}_is_there\n{text}\n#endif\n"
 
+    def codegen_call(self, kernel: Any, A: Any, B: Any, C: Any, *args: Any, **rest: Any) -> str:  # noqa: ANN401
+        """The call for one block of columns: where it begins in B, and how many there are."""
+        text: str = super().codegen_call(kernel, A, B, C, *args, **rest)
+        lines = text.splitlines()  # name, A, B, C, M, N, K, lda, ldb, ldc
+        lines[2] = f"{lines[2].rstrip(',')} + (nci - nc) * Nr * {kernel.stride(B, 1)},"
+        lines[5] = "    std::min<int64_t>(Nr, N - nci * Nr),"
+        lines[7] = f"    {self._distance(kernel, A)},"
+        lines[8] = f"    {self._distance(kernel, B)},"
+        return "\n".join(lines)
+
+    @staticmethod
+    def _distance(kernel: Any, x: Any) -> str:  # noqa: ANN401
+        """Of what lies one after the other: of rows, or of columns."""
+        return kernel.stride(x, 1 if _is_turned(x) else 0)
+
 
 class _TurnedKernel(_Kernel):
     """The same where the first matrix lies column after column."""
 
     TEMPLATE_ENTRY = CppMicroGemmFP32Vec.TEMPLATE_ENTRY.replace("A + m * lda", "A + m")
+    NAME = "block_turned"
 
     def get_common_options(self) -> dict[str, Any]:
         """What its text is made from."""
         return {**super().get_common_options(), "turned": True}
 
-    def codegen_call(self, kernel: Any, A: Any, B: Any, C: Any, *args: Any, **rest: Any) -> str:  # noqa: ANN401
-        """The call, with the distance of the first matrix's columns in the place of its rows'."""
-        text: str = super().codegen_call(kernel, A, B, C, *args, **rest)
-        lines = text.splitlines()  # name, A, B, C, M, N, K, lda, ldb, ldc
-        lines[7] = f"    {kernel.stride(A, 1)},"
-        return "\n".join(lines)
+
+class _DotKernel(_Kernel):
+    """The same where the second matrix lies column after column."""
+
+    TEMPLATE_KERNEL = _DOTS
+    TEMPLATE_ENTRY = _DOTS_OF_ALL
+    NAME = "dots"
 
 
 class _Product(CppGemmTemplate):
-    """A product whose second matrix is read as it lies, row after row."""
+    """A product whose second matrix is read as it lies."""
 
     def get_options(self, *args: Any, **rest: Any) -> dict[str, Any]:  # noqa: ANN401
         """What the loops' text is made from."""
         options = super().get_options(*args, **rest)
         given = options["micro_gemm"]
-        turned = _is_turned(self.input_nodes[0])
+        kernel = _kernel_for(*self.input_nodes[:2])
+        if kernel is None:
+            raise RuntimeError("a product was chosen to be written out that no kernel is for")
         rows, columns, _ = given.register_blocking
-        options["micro_gemm"] = (_TurnedKernel if turned else _Kernel)(
-            f"block_{rows}_{columns}{'_turned' if turned else ''}", given.input_dtype,
+        options["micro_gemm"] = kernel(
+            f"{kernel.NAME}_{rows}_{columns}", given.input_dtype,
             given.input2_dtype, given.output_dtype, given.compute_dtype,
-            given.register_blocking, given.alpha,
+            given.register_blocking, given.alpha, tail_n=kernel is not _DotKernel,
         )  # fmt: skip
         return options
+
+    def _cache_blocking(self, num_threads: int) -> GemmBlocking:
+        """Blocks that stay in a cache; where vectors lie along the inner dimension, whole lines."""
+        rows, columns, inner = super()._cache_blocking(num_threads)
+        if _kernel_for(*self.input_nodes[:2]) is _DotKernel:
+            inner = max(_LINE, inner // _LINE * _LINE)
+        return GemmBlocking(rows, columns, inner)
 
 
 def written_out(a: Any, b: Any) -> Any:  # noqa: ANN401
@@ -155,7 +278,7 @@ def written_out(a: Any, b: Any) -> Any:  # noqa: ANN401
 
     Args:
         a: [M, K] float32, row after row or column after column, as the compiler knows it.
-        b: [K, N], row after row.
+        b: [K, N] float32, row after row; column after column if a lies row after row.
     """
     arguments: Any = mm_args(a, b)
     layout, a, b = arguments[-3:]
@@ -163,8 +286,8 @@ def written_out(a: Any, b: Any) -> Any:  # noqa: ANN401
     k = a.get_size()[1]
     known = torch.cpu.get_capabilities()
     caches = known.get("l1d_cache_size", 0) > 0 and known.get("l2_cache_size", 0) > 0
-    lies = (_is_turned(a) or a.get_layout().is_contiguous()) and b.get_layout().is_contiguous()
-    if not caches or not lies or _vector() < 2 or a.get_name() == b.get_name():
+    same = a.get_name() == b.get_name()
+    if not caches or same or _vector() < 2 or _kernel_for(a, b) is None:
         return None
     rows = int(m) if isinstance(m, int) or m.is_number else _USUAL
     n_threads = max(1, min(parallel_num_threads(), rows * int(n) * int(k) // _SHARE))
@@ -182,9 +305,17 @@ def written_out(a: Any, b: Any) -> Any:  # noqa: ANN401
     return template.generate().output_node()
 
 
-def _is_turned(a: Any) -> bool:  # noqa: ANN401
+def _kernel_for(a: Any, b: Any) -> type[_Kernel] | None:  # noqa: ANN401
+    """The kernel for two matrices as they lie; None where there is none."""
+    whole = [x.get_layout().is_contiguous() for x in (a, b)]
+    if whole[1] and (whole[0] or _is_turned(a)):
+        return _Kernel if whole[0] else _TurnedKernel
+    return _DotKernel if whole[0] and _is_turned(b) else None
+
+
+def _is_turned(x: Any) -> bool:  # noqa: ANN401
     """Whether a matrix lies column after column."""
-    rows, columns = a.get_stride()
+    rows, columns = x.get_stride()
     return rows == 1 and columns != 1
 
 

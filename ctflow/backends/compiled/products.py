@@ -19,7 +19,7 @@ from torch._inductor import lowering
 from ctflow.backends.compiled.kernels import written_out
 from ctflow.backends.compiled.splice import settled
 
-__all__ = ["LARGE", "UNROLLED", "by_blocks", "by_library"]
+__all__ = ["LARGE", "UNROLLED", "by_blocks", "by_dots", "by_library"]
 
 UNROLLED = 8
 """Inner dimension up to which a product is no more than a few fused operations."""
@@ -34,6 +34,12 @@ def by_blocks(a: Tensor, b: Tensor) -> Tensor:
     """The product a @ b of float32: [M, K], [K, N] -> [M, N]."""
     lies = a.is_contiguous() or a.t().is_contiguous()
     return _product(a if lies else settled(a), b if b.is_contiguous() else settled(b))
+
+
+def by_dots(a: Tensor, b: Tensor) -> Tensor:
+    """The product a @ b.t() of float32, for a long inner dimension: [M, K], [N, K] -> [M, N]."""
+    a, b = (x if x.is_contiguous() else settled(x) for x in (a, b))
+    return _product(a, b.t())
 
 
 @torch.library.custom_op("ctflow::product", mutates_args=())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,12 +12,46 @@ import torch
 from torch import Tensor, nn
 
 from ctflow.backends.compiled.build import built
-from ctflow.backends.compiled.products import by_blocks
+from ctflow.backends.compiled.products import by_blocks, by_dots
 
 pytestmark = pytest.mark.compiler
 
-# Rows, inner dimension, columns: whole blocks, ends of blocks in either direction, and few of each.
+# Rows, inner dimension, columns: whole blocks, ends of blocks in either direction, few of each, and
+# an inner dimension so long that several blocks of columns are taken at a time.
 _SHAPES = [(64, 64, 64), (7, 33, 50), (3, 200, 17), (20, 20, 1000), (129, 9, 47), (2, 512, 64)]
+_SHAPES += [(40, 20000, 70), (21, 1003, 20), (1, 70, 26)]
+
+_AT_THE_END_OF_MEMORY = """
+import ctypes, mmap, sys, torch
+from ctflow.backends.compiled.build import built
+from ctflow.backends.compiled.products import by_blocks, by_dots
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+def at_the_end(x):
+    size = -(-x.numel() * 4 // mmap.PAGESIZE) * mmap.PAGESIZE
+    start = libc.mmap(None, size + mmap.PAGESIZE, 3, 34, -1, 0)
+    if libc.mprotect(start + size, mmap.PAGESIZE, 0):
+        raise OSError(ctypes.get_errno(), "mprotect")
+    place = (ctypes.c_float * x.numel()).from_address(start + size - x.numel() * 4)
+    return torch.frombuffer(place, dtype=torch.float32).view(x.shape).copy_(x)
+
+class Products(torch.nn.Module):
+    def forward(self, a, turned, b, c):
+        return by_blocks(a, b), by_blocks(turned.t(), b), by_dots(a, c)
+
+torch.manual_seed(0)
+shapes = [(12, 44), (44, 12), (44, 20), (20, 44)]
+inputs = [at_the_end(torch.randn(shape)) for shape in shapes]
+a, turned, b, c = inputs
+for found, wanted in zip(built(Products(), inputs, None, "products")(inputs),
+                         (a @ b, turned.t() @ b, a @ c.t())):
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+print("right")
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +68,7 @@ class _Products(nn.Module):
         for a, turned, b in zip(pairs[::3], pairs[1::3], pairs[2::3], strict=True):
             found.append(torch.tanh(by_blocks(a, b) + b[0]))
             found.append(by_blocks(turned.t(), b))
+            found.append(by_dots(a, b.t()))
         return tuple(found)
 
 
@@ -42,19 +80,39 @@ class _Product(nn.Module):
         return (by_blocks(a, b),)
 
 
-def test_every_shape_is_multiplied_right_as_it_lies_and_transposed() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_shape_is_multiplied_right_as_it_lies_and_transposed(
+    threads: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """Also at the ends of blocks, and with what follows done block by block."""
     torch.manual_seed(0)
     inputs: list[Tensor] = []
     for m, k, n in _SHAPES:
         inputs += [torch.randn(m, k), torch.randn(k, m), torch.randn(k, n)]
-    found = built(_Products(), inputs, None, "products")(inputs)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with caplog.at_level(logging.DEBUG, "ctflow.compiled"):
+            found = built(_Products(), inputs, None, "products")(inputs)
+    finally:
+        torch.set_num_threads(before)
+    assert "once more" not in caplog.text  # as it says where the library stood in
     for i, (_, k, _) in enumerate(_SHAPES):
         a, turned, b = (x.double() for x in inputs[3 * i : 3 * i + 3])
-        wanted = torch.tanh(a @ b + b[0]), turned.t() @ b
-        for x, exact, first in zip(found[2 * i :], wanted, (a, turned.t()), strict=False):
-            limit = 2 * k * torch.finfo(torch.float32).eps * (first.abs() @ b.abs() + 1)
+        wanted = torch.tanh(a @ b + b[0]), turned.t() @ b, a @ b
+        for x, exact, first in zip(found[3 * i :], wanted, (a, turned.t(), a), strict=False):
+            limit = 2 * min(k, 1024) * torch.finfo(torch.float32).eps * (first.abs() @ b.abs() + 1)
             assert ((x.double() - exact).abs() <= limit).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="protects a page by its C library")
+def test_nothing_is_read_past_the_end_of_a_matrix() -> None:
+    """Blocks are of whole vectors, which a matrix's last row need not fill."""
+    done = subprocess.run(
+        [sys.executable, "-c", _AT_THE_END_OF_MEMORY], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "right"
 
 
 def test_any_number_of_rows_is_multiplied_right() -> None:
