@@ -94,7 +94,7 @@ def _product_of(node: fx.Node, actual: Callable[[Any], int]) -> Callable[..., Te
     a, b = (x.meta["val"] for x in node.args[-2:])  # pyright: ignore
     inner, columns = b.shape
     unrolled = inner <= UNROLLED or actual(a.shape[0]) * inner * columns > LARGE
-    written = isinstance(a.shape[0], int) and a.dtype == torch.float32
+    written = _is_written(a)
 
     def product(a: Tensor, b: Tensor, *added: Tensor) -> Tensor:
         if unrolled:
@@ -108,6 +108,11 @@ def _product_of(node: fx.Node, actual: Callable[[Any], int]) -> Callable[..., Te
         return total + added[0].unsqueeze(1) if added else total
 
     return product
+
+
+def _is_written(tall: Any) -> bool:  # noqa: ANN401
+    """Whether there is a kernel of ours for products of a tall matrix."""
+    return isinstance(tall.shape[0], int) and tall.dtype == torch.float32
 
 
 def _is_elementwise(node: fx.Node) -> bool:
@@ -168,10 +173,11 @@ def _read_by_product(
             node.replace_input_with(a, twins[whole])
             node.replace_input_with(b, spliced(node, lambda x: x.t(), [twins[b]]))
         else:
-            written = isinstance(rows, int) and b.meta["val"].dtype == torch.float32
             total = spliced(
                 node,
-                by_dots if written else lambda a, b: (a.unsqueeze(1) * b.unsqueeze(0)).sum(2),
+                by_dots
+                if _is_written(b.meta["val"])
+                else lambda a, b: (a.unsqueeze(1) * b.unsqueeze(0)).sum(2),
                 [twins[whole], twins[b]],
             )
             node.replace_all_uses_with(total)

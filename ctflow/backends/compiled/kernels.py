@@ -166,31 +166,26 @@ inline void {{kernel_name}}_kernel(
 """
 
 _DOTS_OF_ALL = r"""
-template <int64_t ROWS, bool accum>
-inline void {{kernel_name}}_rows(
-    const {{input_t}}* {{restrict_keyword}} A,
-    const {{input2_t}}* {{restrict_keyword}} B,
-    {{output_t}}* {{restrict_keyword}} C,
-    int64_t N,
-    int64_t K,
-    int64_t lda,
-    int64_t ldb,
-    int64_t ldc
-) {
-    int64_t n = 0;
-    for (; n + 3 <= N; n += 3) {
-        {{kernel_name}}_kernel<ROWS, 3, accum>(A, B + n * ldb, C + n, K, lda, ldb, ldc);
-    }
-    if (N - n == 2) {{kernel_name}}_kernel<ROWS, 2, accum>(A, B + n * ldb, C + n, K, lda, ldb, ldc);
-    if (N - n == 1) {{kernel_name}}_kernel<ROWS, 1, accum>(A, B + n * ldb, C + n, K, lda, ldb, ldc);
-}
+{%- macro across(rows) %}
+        int64_t n = 0;
+        for (; n + 3 <= N; n += 3) {
+            {{kernel_name}}_kernel<{{rows}}, 3, accum>(
+                A + m * lda, B + n * ldb, C + m * ldc + n, K, lda, ldb, ldc);
+        }
+{%- for columns in (2, 1) %}
+        if (N - n == {{columns}}) {
+            {{kernel_name}}_kernel<{{rows}}, {{columns}}, accum>(
+                A + m * lda, B + n * ldb, C + m * ldc + n, K, lda, ldb, ldc);
+        }
+{%- endfor %}
+{%- endmacro %}
 {{declare_kernel}} {
     int64_t m = 0;
     for (; m + 4 <= M; m += 4) {
-        {{kernel_name}}_rows<4, accum>(A + m * lda, B, C + m * ldc, N, K, lda, ldb, ldc);
+{{- across(4)}}
     }
     for (; m < M; ++m) {
-        {{kernel_name}}_rows<1, accum>(A + m * lda, B, C + m * ldc, N, K, lda, ldb, ldc);
+{{- across(1)}}
     }
 }
 """
@@ -201,6 +196,7 @@ class _Kernel(CppMicroGemmFP32Vec):
 
     TEMPLATE_KERNEL = _KERNEL
     NAME = "block"
+    AXES = (0, 0)  # along which the parts of either matrix follow one another: rows, or columns
 
     def get_common_options(self) -> dict[str, Any]:
         """What its text is made from."""
@@ -218,14 +214,9 @@ class _Kernel(CppMicroGemmFP32Vec):
         lines = text.splitlines()  # name, A, B, C, M, N, K, lda, ldb, ldc
         lines[2] = f"{lines[2].rstrip(',')} + (nci - nc) * Nr * {kernel.stride(B, 1)},"
         lines[5] = "    std::min<int64_t>(Nr, N - nci * Nr),"
-        lines[7] = f"    {self._distance(kernel, A)},"
-        lines[8] = f"    {self._distance(kernel, B)},"
+        lines[7] = f"    {kernel.stride(A, self.AXES[0])},"
+        lines[8] = f"    {kernel.stride(B, self.AXES[1])},"
         return "\n".join(lines)
-
-    @staticmethod
-    def _distance(kernel: Any, x: Any) -> str:  # noqa: ANN401
-        """Of what lies one after the other: of rows, or of columns."""
-        return kernel.stride(x, 1 if _is_turned(x) else 0)
 
 
 class _TurnedKernel(_Kernel):
@@ -233,6 +224,7 @@ class _TurnedKernel(_Kernel):
 
     TEMPLATE_ENTRY = CppMicroGemmFP32Vec.TEMPLATE_ENTRY.replace("A + m * lda", "A + m")
     NAME = "block_turned"
+    AXES = (1, 0)
 
     def get_common_options(self) -> dict[str, Any]:
         """What its text is made from."""
@@ -245,30 +237,32 @@ class _DotKernel(_Kernel):
     TEMPLATE_KERNEL = _DOTS
     TEMPLATE_ENTRY = _DOTS_OF_ALL
     NAME = "dots"
+    AXES = (0, 1)
 
 
 class _Product(CppGemmTemplate):
     """A product whose second matrix is read as it lies."""
 
+    def __init__(self, kernel: type[_Kernel], *args: Any, **rest: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **rest)
+        self._kernel = kernel
+
     def get_options(self, *args: Any, **rest: Any) -> dict[str, Any]:  # noqa: ANN401
         """What the loops' text is made from."""
         options = super().get_options(*args, **rest)
         given = options["micro_gemm"]
-        kernel = _kernel_for(*self.input_nodes[:2])
-        if kernel is None:
-            raise RuntimeError("a product was chosen to be written out that no kernel is for")
         rows, columns, _ = given.register_blocking
-        options["micro_gemm"] = kernel(
-            f"{kernel.NAME}_{rows}_{columns}", given.input_dtype,
+        options["micro_gemm"] = self._kernel(
+            f"{self._kernel.NAME}_{rows}_{columns}", given.input_dtype,
             given.input2_dtype, given.output_dtype, given.compute_dtype,
-            given.register_blocking, given.alpha, tail_n=kernel is not _DotKernel,
+            given.register_blocking, given.alpha, tail_n=self._kernel is not _DotKernel,
         )  # fmt: skip
         return options
 
     def _cache_blocking(self, num_threads: int) -> GemmBlocking:
         """Blocks that stay in a cache; where vectors lie along the inner dimension, whole lines."""
         rows, columns, inner = super()._cache_blocking(num_threads)
-        if _kernel_for(*self.input_nodes[:2]) is _DotKernel:
+        if self._kernel is _DotKernel:
             inner = max(_LINE, inner // _LINE * _LINE)
         return GemmBlocking(rows, columns, inner)
 
@@ -286,8 +280,8 @@ def written_out(a: Any, b: Any) -> Any:  # noqa: ANN401
     k = a.get_size()[1]
     known = torch.cpu.get_capabilities()
     caches = known.get("l1d_cache_size", 0) > 0 and known.get("l2_cache_size", 0) > 0
-    same = a.get_name() == b.get_name()
-    if not caches or same or _vector() < 2 or _kernel_for(a, b) is None:
+    kernel = _kernel_for(a, b)
+    if not caches or kernel is None or _vector() < 2 or a.get_name() == b.get_name():
         return None
     rows = int(m) if isinstance(m, int) or m.is_number else _USUAL
     n_threads = max(1, min(parallel_num_threads(), rows * int(n) * int(k) // _SHARE))
@@ -299,7 +293,7 @@ def written_out(a: Any, b: Any) -> Any:  # noqa: ANN401
     if type(blocks) is not CppMicroGemmFP32Vec:
         return None
     template = _Product(
-        [a, b], layout, n_threads, blocks.register_blocking, should_block_weights=False,
+        kernel, [a, b], layout, n_threads, blocks.register_blocking, should_block_weights=False,
         name="product",
     )  # fmt: skip
     return template.generate().output_node()

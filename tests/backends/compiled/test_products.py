@@ -19,10 +19,10 @@ pytestmark = pytest.mark.compiler
 # Rows, inner dimension, columns: whole blocks, ends of blocks in either direction, few of each, and
 # an inner dimension so long that several blocks of columns are taken at a time.
 _SHAPES = [(64, 64, 64), (7, 33, 50), (3, 200, 17), (20, 20, 1000), (129, 9, 47), (2, 512, 64)]
-_SHAPES += [(40, 20000, 70), (21, 1003, 20), (1, 70, 26)]
+_SHAPES += [(40, 20000, 70), (21, 1003, 20), (1, 70, 26), (24, 300, 1), (30, 1, 50)]
 
 _AT_THE_END_OF_MEMORY = """
-import ctypes, mmap, sys, torch
+import ctypes, mmap, torch
 from ctflow.backends.compiled.build import built
 from ctflow.backends.compiled.products import by_blocks, by_dots
 
@@ -33,7 +33,8 @@ libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 def at_the_end(x):
     size = -(-x.numel() * 4 // mmap.PAGESIZE) * mmap.PAGESIZE
-    start = libc.mmap(None, size + mmap.PAGESIZE, 3, 34, -1, 0)
+    use, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    start = libc.mmap(None, size + mmap.PAGESIZE, use, kind, -1, 0)
     if libc.mprotect(start + size, mmap.PAGESIZE, 0):
         raise OSError(ctypes.get_errno(), "mprotect")
     place = (ctypes.c_float * x.numel()).from_address(start + size - x.numel() * 4)
