@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from ctflow import Event, ODEProblem, Solver, odeint_dense, odeint_event, solve
-from ctflow.backends.protocol import Gradient
 from ctflow.dynamics import MLP
 from ctflow.flows import ContinuousFlow, Divergence, Exact, Hutchinson
 
@@ -37,11 +36,11 @@ def gradients(device: str, **settings: Any) -> list[Tensor]:
     return [solution.y, *torch.autograd.grad(loss, [y0, t, *f.parameters()])]
 
 
-def cost(device: str) -> list[Tensor]:
+def cost(device: str, backend: str = "native") -> list[Tensor]:
     """A running cost by the adjoint."""
     y0 = torch.tensor([[1.0, 0.5]]).to(device).requires_grad_()
     problem = ODEProblem(net(device), y0, (0.0, 1.0), running_cost=lambda t, y: (y**2).sum(-1))
-    solution = solve(problem, Solver(gradient="adjoint", rtol=1e-4, atol=1e-5))
+    solution = solve(problem, Solver(backend, gradient="adjoint", rtol=1e-4, atol=1e-5))
     total = solution.cost
     return [total, *torch.autograd.grad(total.sum(), [y0])]
 
@@ -69,20 +68,20 @@ def stiff(device: str) -> list[Tensor]:
     return gradients(device, method="rodas5p", gradient="checkpointed")
 
 
-def flow(device: str, gradient: Gradient, divergence: Divergence) -> list[Tensor]:
+def flow(device: str, divergence: Divergence, **settings: Any) -> list[Tensor]:
     """A log-density, whose field differentiates, and its gradient."""
     base = Independent(Normal(torch.zeros(2).to(device), torch.ones(2).to(device)), 1)
     f = net(device)
-    made = ContinuousFlow(base, f, divergence=divergence, solver=Solver(gradient=gradient))
+    made = ContinuousFlow(base, f, divergence=divergence, solver=Solver(**settings))
     found = made.log_prob(torch.tensor([[0.3, -0.2], [1.0, 0.1]]).to(device))
     return [found, *torch.autograd.grad(found.sum(), [*f.parameters()])]
 
 
-def large(device: str, **settings: Any) -> list[Tensor]:
+def large(device: str, rows: int = 32, **settings: Any) -> list[Tensor]:
     """A hidden layer that a device computes by library calls, and outputs inside steps."""
     torch.manual_seed(0)
     f = MLP(16, (64,)).to(device)
-    y0 = torch.randn(32, 16).to(device).requires_grad_()
+    y0 = torch.randn(rows, 16).to(device).requires_grad_()
     t = torch.linspace(0, 1, 7).to(device)
     solver = Solver(rtol=1e-4, atol=1e-5, coupling="shared", **settings)
     y = solve(ODEProblem(f, y0, t), solver).y
@@ -101,7 +100,7 @@ CASES: dict[str, Callable[[str], list[Tensor]]] = {
     "dense": dense,
     "event": event,
     "rodas5p": stiff,
-    "flow, probes": lambda device: flow(device, "checkpointed", Hutchinson(seed=0)),
-    "flow, exact": lambda device: flow(device, "checkpointed", Exact("reverse")),
-    "flow, adjoint": lambda device: flow(device, "adjoint", Exact("reverse")),
+    "flow, probes": lambda device: flow(device, Hutchinson(seed=0), gradient="checkpointed"),
+    "flow, exact": lambda device: flow(device, Exact("reverse"), gradient="checkpointed"),
+    "flow, adjoint": lambda device: flow(device, Exact("reverse"), gradient="adjoint"),
 }  # fmt: skip

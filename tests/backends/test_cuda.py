@@ -13,9 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ctflow import ODEProblem, Solver, solve
+from ctflow.backends.compiled.build import counts
 from ctflow.backends.protocol import Gradient
 from ctflow.dynamics import MLP, ODEBlock
-from tests.backends.device_cases import CASES, gradients, large
+from ctflow.flows import Exact
+from tests.backends.device_cases import CASES, cost, flow, gradients, large
 
 # The suite's own check is done on another device by naming it here: CTFLOW_TEST_DEVICE=cpu.
 DEVICE = os.environ.get("CTFLOW_TEST_DEVICE", "cuda")
@@ -58,6 +60,29 @@ def test_compiled_with_shared_steps_is_as_on_the_cpu(method: Gradient) -> None:
     """With matrices large enough for the device's library."""
     _compiled()
     _agree(partial(large, backend="compiled", gradient=method), 1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compiled_flows_are_as_on_the_cpu(method: Gradient) -> None:
+    """Their trace differentiates inside of the program."""
+    _compiled()
+    _agree(partial(flow, divergence=Exact(), backend="compiled", gradient=method))
+
+
+def test_a_running_cost_of_compiled_is_as_on_the_cpu() -> None:
+    """By the adjoint, whose backward solve integrates it again."""
+    _compiled()
+    _agree(partial(cost, backend="compiled"))
+
+
+def test_other_batch_sizes_of_compiled_are_served_by_one_more_program_each_way() -> None:
+    """Where kernels are made for sizes that are known when they run."""
+    _compiled()
+    made = []
+    for rows in (32, 48, 7, 65):
+        _agree(partial(large, rows=rows, backend="compiled", gradient="direct"), 1e-4)
+        made.append(counts.compiled + counts.loaded)
+    assert made[1:] == made[1:2] * 3
 
 
 @pytest.mark.parametrize("backend", ["native", "compiled"])
