@@ -6,8 +6,9 @@ python = .venv/bin/python
 bare = .venv-bare/bin/python
 # Only the plugins that we name: TORCH=system may bring others along, and their warnings are errors.
 run_tests = . ./.ci/compiler.sh && PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
-# Of compiled's own tests those that say what happens under python -O, and a sample.
-fewer = --ignore-glob='tests/backends/compiled/test_[!c]*'
+# Not what takes long and was run; of compiled's own tests those that say what happens under python
+# -O, and a sample.
+fewer = -m 'not once' --ignore-glob='tests/backends/compiled/test_[!c]*'
 pytest = $(python) -m pytest -p xdist -p hypothesispytest -n 2
 
 .PHONY: help environment reproduce test lint types docs unit optimized bare clean
@@ -61,7 +62,7 @@ bare: environment
 	# begins with what compiles programs, which -O does not allow.
 	@export OMP_NUM_THREADS=1; log=.venv-bare/first.log; \
 	( $(run_tests) $(bare) -m pytest tests/reproductions tests/backends/compiled $(fewer) && \
-		$(run_tests) PYTHONOPTIMIZE=1 $(bare) -m pytest tests/backends/native ) >$$log 2>&1 & first=$$!; \
+		$(run_tests) PYTHONOPTIMIZE=1 $(bare) -m pytest tests/backends/native $(fewer) ) >$$log 2>&1 & first=$$!; \
 	( $(run_tests) PYTHONOPTIMIZE=1 $(bare) -m pytest tests $(fewer) --ignore=tests/packaging \
 		--ignore=tests/reproductions --ignore=tests/backends/native ); second=$$?; \
 	wait $$first; first=$$?; cat $$log; test $$first -eq 0 -a $$second -eq 0

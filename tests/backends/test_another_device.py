@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[2]
 ROUNDING = 2e-5  # float32, over some tens of steps
 CASES = (

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ctflow import ODEProblem, Solver, solve
 from tests.backends.compiled.conftest import operator_by_operator
 
+pytestmark = pytest.mark.once
+
 ROUTES = [
     *(("native", gradient) for gradient in ("direct", "checkpointed", "adjoint")),
     *(("compiled", gradient) for gradient in ("direct", "checkpointed", "adjoint")),

@@ -23,6 +23,8 @@ from ctflow.cli.summary import accepted, print_summary
 from ctflow.cli.workers import Run, Task
 from ctflow.errors import CtflowError
 
+pytestmark = pytest.mark.once
+
 SCRIPT = """
 import sys, time
 from dataclasses import dataclass

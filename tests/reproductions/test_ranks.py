@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[2]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 SCRIPTS = (

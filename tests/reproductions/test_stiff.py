@@ -12,6 +12,8 @@ import torch
 from ctflow.cli.checkout import load_script
 from tests.problems import FLOAT
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[2]
 stiff = load_script(ROOT, "stiff")
 RECORD = json.loads((ROOT / "reproductions" / "results" / "stiff" / "quick.json").read_text())

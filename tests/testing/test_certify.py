@@ -13,6 +13,8 @@ from ctflow.testing import Certificate, certify
 from tests.problems import FLOAT, decay
 from tests.testing.hard_problems import bump, lorenz, oscillating, zero_initialised
 
+pytestmark = pytest.mark.once
+
 SEMINORM = Tolerances(1e-8, 1e-8, "seminorm")
 BAD = {
     "oscillating": (oscillating, Solver(rtol=1e-3, atol=1e-6)),

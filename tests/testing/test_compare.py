@@ -11,6 +11,8 @@ from ctflow import ODEProblem, Solver
 from ctflow.testing import compare
 from tests.problems import FLOAT, decay, limit_cycle
 
+pytestmark = pytest.mark.once
+
 
 def turning(dtype: torch.dtype = FLOAT) -> ODEProblem:
     """Two states on their way to the unit circle."""

@@ -273,12 +273,11 @@ class FindEvent:
         trial = plan.step(field, step.t0, t, step.y0, None if method.implicit else step.k[0])
         dy = trial.k[-1] if method.fsal else field(t.to(trial.y1.dtype), trial.y1)
         self.n_f_evals += trying * (method.evaluations(not method.implicit) + (not method.fsal))
-        look: Look | None = None
-        for j in sorted(set(first.tolist())):
+        lowest, *others = sorted(set(first.tolist()))
+        look = self._functions.look(lowest, t, trial.y1, dy)
+        for j in others:
             new = self._functions.look(j, t, trial.y1, dy)
-            pairs = zip(new, new if look is None else look, strict=True)
-            look = Look(*(torch.where(first == j, a, b) for a, b in pairs))
-        assert look is not None
+            look = Look(*(torch.where(first == j, a, b) for a, b in zip(new, look, strict=True)))
         return trial, dy, look
 
     def _checked(self, first: Tensor, zero: Tensor, look: Look, mine: Found, step: Step) -> Tensor:

@@ -128,14 +128,14 @@ def _grid(n: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("gradient", ["checkpointed", "direct"])
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_native(name: str, gradient: str) -> None:
-    """Three draws of weights, states and times, one of them backwards, from the same programs."""
+    """Two draws of weights, states and times, one of them backwards, from the same programs."""
     case = CASES[name]
     solver = replace(case.solver, gradient=gradient)  # pyright: ignore
     before = None
-    for seed in range(3):
+    for seed in range(2):
         torch.manual_seed(seed)
         f, y0, t = case.module(seed), torch.randn(4, 2, dtype=DTYPE), _grid(case.n_times, seed)
-        t = t.flip(0) if seed == 2 else t
+        t = t.flip(0) if seed == 1 else t
         found = _run(case, f, y0, t, _compiled(solver))
         wanted = _run(case, f, y0, t, solver)
         for ours, native in zip(found[:2], wanted[:2], strict=True):

@@ -22,6 +22,8 @@ from tests.backends.torchdiffeq.cases import everything
 from tests.checks import check_close, check_relative
 from tests.problems import FLOAT, Linear, limit_cycle
 
+pytestmark = pytest.mark.once
+
 ADJOINT = Solver(gradient="adjoint")
 couplings = pytest.mark.parametrize("coupling", ["shared", "per_sample"])
 
@@ -236,9 +238,14 @@ def square(t: Tensor, y: Tensor) -> Tensor:
     return y * y
 
 
-@couplings
 @pytest.mark.parametrize(
-    "backend", ["native", pytest.param("compiled", marks=pytest.mark.compiler)]
+    ("backend", "coupling"),
+    [
+        ("native", "shared"),
+        ("native", "per_sample"),
+        pytest.param("compiled", "shared", marks=pytest.mark.compiler),
+        pytest.param("compiled", "per_sample", marks=[pytest.mark.compiler, pytest.mark.slow]),
+    ],
 )
 def test_the_backward_solve_begins_with_the_forward_ones_step(coupling: Any, backend: str) -> None:  # noqa: ANN401
     """Seven evaluations for an interval that a step spans, none of them to find its size."""

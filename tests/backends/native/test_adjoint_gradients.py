@@ -15,6 +15,8 @@ from tests.backends.torchdiffeq.cases import differentiated, everything
 from tests.checks import check, check_close, check_relative
 from tests.problems import FLOAT, Linear
 
+pytestmark = pytest.mark.once
+
 TOL = 1e-10
 ADJOINT = Solver(gradient="adjoint", rtol=TOL, atol=TOL)
 LEAVES = ["y0", "t", "rate", "w1", "b1", "w2", "b2"]

@@ -20,6 +20,8 @@ from ctflow.dynamics import MLP
 from ctflow.errors import GradientWarning
 from tests.problems import FLOAT
 
+pytestmark = pytest.mark.once
+
 peak_bytes = load_script(Path(__file__).parents[3], "memory").peak_bytes
 gradients = pytest.mark.parametrize("gradient", ["direct", "checkpointed", "adjoint"])
 

@@ -18,6 +18,8 @@ from ctflow.errors import GradientWarning
 from tests.checks import check
 from tests.problems import FLOAT, decay
 
+pytestmark = pytest.mark.once
+
 drift = load_script(Path(__file__).parents[3], "adjoint_drift")
 couplings = pytest.mark.parametrize("coupling", ["shared", "per_sample"])
 

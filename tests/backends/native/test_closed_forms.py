@@ -14,6 +14,8 @@ from ctflow.backends.native.methods import IMPLICIT, METHODS
 from tests.checks import check_close, check_relative
 from tests.problems import FLOAT, Linear, limit_cycle, swing
 
+pytestmark = pytest.mark.once
+
 every = pytest.mark.parametrize("gradient", ["direct", "checkpointed", "adjoint"])
 either = pytest.mark.parametrize("coupling", ["shared", "per_sample"])
 adaptive = [name for name, method in (METHODS | IMPLICIT).items() if method.e]

@@ -28,6 +28,8 @@ from ctflow.backends.native.step import Step
 from tests.checks import check_relative
 from tests.problems import FLOAT, blow_up, decay, limit_cycle, row_wise
 
+pytestmark = pytest.mark.once
+
 DOPRI5, E = METHODS["dopri5"], METHODS["dopri5"].e or ()
 NAMES = ["i", "pi", "pid", Controller(i=0.3, p=0.2, safety=0.8)]
 controllers = pytest.mark.parametrize("controller", NAMES, ids=str)

@@ -17,7 +17,10 @@ from tests.checks import check_close
 from tests.problems import FLOAT
 
 # Torch itself scripts its forward-mode decompositions, and has deprecated scripting.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning"),
+]
 
 MATRIX = torch.tensor([[-0.3, 1.0], [-1.0, -0.2]], dtype=FLOAT)
 Y0 = torch.tensor([1.0, 0.5], dtype=FLOAT)

@@ -26,6 +26,8 @@ from ctflow.testing import run_backend_conformance
 from tests.checks import check_close, check_relative
 from tests.problems import FLOAT, blow_up, decay, row_wise
 
+pytestmark = pytest.mark.once
+
 STIFF = Solver(method="rodas5p")
 ONE = torch.ones(1, dtype=FLOAT)
 

@@ -15,11 +15,13 @@ from ctflow.dynamics import MLP
 from tests.checks import check, check_relative
 from tests.problems import FLOAT, blow_up, row_wise
 
+pytestmark = pytest.mark.once
+
 TIMES = torch.tensor([0.0, 0.21, 0.5, 1.3], dtype=FLOAT)
 EVERY = METHODS | IMPLICIT
-SETTINGS = [Solver(method=name) for name, method in EVERY.items() if method.e] + [
-    Solver(method=name, step=0.07) for name in EVERY
-]
+SETTINGS = [
+    Solver(method=name, rtol=1e-5, atol=1e-7) for name, method in EVERY.items() if method.e
+] + [Solver(method=name, step=0.07) for name in EVERY]
 settings = pytest.mark.parametrize("solver", SETTINGS, ids=str)
 
 

@@ -16,6 +16,8 @@ from tests.backends.torchdiffeq.cases import solved
 from tests.checks import check, check_close, check_relative
 from tests.problems import FLOAT
 
+pytestmark = pytest.mark.once
+
 pytest.importorskip("scipy")
 
 
