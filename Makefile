@@ -62,9 +62,11 @@ bare: environment
 	# begins with what compiles programs, which -O does not allow.
 	@export OMP_NUM_THREADS=1; log=.venv-bare/first.log; \
 	( $(run_tests) $(bare) -m pytest tests/reproductions tests/backends/compiled $(fewer) && \
-		$(run_tests) PYTHONOPTIMIZE=1 $(bare) -m pytest tests/backends/native $(fewer) ) >$$log 2>&1 & first=$$!; \
+		$(run_tests) PYTHONOPTIMIZE=1 $(bare) -m pytest tests/backends/native tests/testing \
+		$(fewer) ) >$$log 2>&1 & first=$$!; \
 	( $(run_tests) PYTHONOPTIMIZE=1 $(bare) -m pytest tests $(fewer) --ignore=tests/packaging \
-		--ignore=tests/reproductions --ignore=tests/backends/native ); second=$$?; \
+		--ignore=tests/reproductions --ignore=tests/backends/native --ignore=tests/testing ); \
+		second=$$?; \
 	wait $$first; first=$$?; cat $$log; test $$first -eq 0 -a $$second -eq 0
 
 clean:

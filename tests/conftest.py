@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import warnings
@@ -43,6 +44,12 @@ def pytest_report_header() -> list[str]:
     """Name what the results depend on."""
     asserts = "on" if __debug__ else "off (python -O)"
     return [f"torch {torch.__version__}, {torch.get_num_threads()} threads, asserts {asserts}"]
+
+
+def pytest_collection_finish() -> None:
+    """Five thousand collected tests need not be looked through at each collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

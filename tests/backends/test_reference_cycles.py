@@ -16,7 +16,9 @@ pytestmark = pytest.mark.once
 
 ROUTES = [
     *(("native", gradient) for gradient in ("direct", "checkpointed", "adjoint")),
-    *(("compiled", gradient) for gradient in ("direct", "checkpointed", "adjoint")),
+    pytest.param("compiled", "direct", marks=pytest.mark.slow),
+    pytest.param("compiled", "checkpointed", marks=pytest.mark.slow),
+    ("compiled", "adjoint"),
     ("torchdiffeq", "direct"),
     ("torchdiffeq", "adjoint"),
 ]  # SciPy's own solvers refer to themselves, and so to f

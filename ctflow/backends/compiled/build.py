@@ -125,6 +125,7 @@ def built(module: nn.Module, inputs: Sequence[Tensor], dynamic: Any, name: str) 
             with _alone(path):
                 program = _loaded(path)  # another process may have made it meanwhile
                 if program is None:
+                    torch._inductor.cpp_builder.get_cpp_compiler()  # pyright: ignore
                     logger.info("compiling %s; the next process finds it in %s", name, path.parent)
                     program = _compiled(exported, path)
                     counts.compiled += 1

@@ -88,6 +88,15 @@ CASES = {
     "bosh3": Case(_plain, Net, replace(_SOLVER, method="bosh3", rtol=1e-4, atol=1e-6), 7),
     "several runs of the program": Case(_plain, Net, replace(_SOLVER, rtol=1e-11, atol=1e-13), 7),
 }
+# Following a program takes seconds: each case has one gradient in every run, and with --slow both.
+DIRECT = {"shared, end alone", "per sample, outputs", "tree, args and cost per sample", "tsit5"}
+WAYS = [
+    pytest.param(
+        name, gradient, marks=[] if (name in DIRECT) == (gradient == "direct") else pytest.mark.slow
+    )
+    for name in CASES
+    for gradient in ("checkpointed", "direct")
+]
 
 
 def _compiled(solver: Solver) -> Solver:
@@ -125,8 +134,7 @@ def _grid(n: int, seed: int) -> Tensor:
 
 
 @pytest.mark.usefixtures("either_way")
-@pytest.mark.parametrize("gradient", ["checkpointed", "direct"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "gradient"), WAYS)
 def test_agrees_with_native(name: str, gradient: str) -> None:
     """Two draws of weights, states and times, one of them backwards, from the same programs."""
     case = CASES[name]
@@ -208,8 +216,18 @@ def test_on_a_prescribed_grid_it_is_native_to_rounding() -> None:
 
 
 @pytest.mark.usefixtures("by_operator")
-@pytest.mark.parametrize("gradient", ["checkpointed", "direct", "adjoint"])
-@pytest.mark.parametrize("coupling", ["shared", "per_sample"])
+@pytest.mark.parametrize(
+    ("coupling", "gradient"),
+    [
+        ("shared", "adjoint"),
+        ("per_sample", "direct"),
+        # Those of a state in parts are in test_graphs.
+        pytest.param("shared", "checkpointed", marks=pytest.mark.slow),
+        pytest.param("shared", "direct", marks=pytest.mark.slow),
+        pytest.param("per_sample", "checkpointed", marks=pytest.mark.slow),
+        pytest.param("per_sample", "adjoint", marks=pytest.mark.slow),
+    ],
+)
 def test_a_program_of_any_batch_size_is_right_at_each(coupling: str, gradient: str) -> None:
     """The second size makes one with the batch free, which serves the third."""
     solver = replace(_SOLVER, coupling=coupling, gradient=gradient)  # pyright: ignore

@@ -187,6 +187,7 @@ def _run(f: Callable[..., object], y0: Tensor, solver: Solver) -> tuple[list[Ten
     return [x.detach() for x in states], flat, int(solution.stats.forward.n_steps)
 
 
+@pytest.mark.slow
 def test_a_trace_by_one_product_is_for_any_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its derivative too, unless `f` keeps a part of it from that."""
     products: dict[bool, list[int]] = {False: [], True: []}

@@ -141,6 +141,24 @@ def test_a_change_is_seen_before_the_next_solve(change: str) -> None:
     assert key(f) != before
 
 
+def test_after_a_change_the_answer_is_that_of_what_f_is_now() -> None:
+    """One change after the other: an attribute, its mode, a submodule."""
+    f, y0 = Field().double(), torch.ones(3, 2, dtype=DTYPE)
+    made: list[int] = []
+    with operator_by_operator(), torch.no_grad():
+        for change in (None, "an attribute", "its mode", "a submodule"):
+            if change is not None:
+                CHANGES[change](f)
+                f.double()
+            ours, native = (
+                solve(ODEProblem(f, y0, [0.0, 1.0]), Solver(backend)).y  # pyright: ignore
+                for backend in (CompiledBackend(), "native")
+            )
+            torch.testing.assert_close(ours, native, rtol=1e-9, atol=1e-9)
+            made.append(sum(len(family.stages) for family in job._FAMILIES.values()))
+    assert made == [1, 2, 3, 4]
+
+
 def test_other_values_of_tensors_are_no_change() -> None:
     """In place, or by another tensor of the same kind."""
     f, y0 = Field(), torch.ones(3, 2)
@@ -271,7 +289,12 @@ class _Ring(_Pieces):
 
 
 @pytest.mark.parametrize(
-    ("field", "rows"), [(_Pieces, (5, 9, 12)), (_Pieces, (128, 200, 333)), (_Ring, (5, 9, 12))]
+    ("field", "rows"),
+    [
+        pytest.param(_Pieces, (5, 9, 12), marks=pytest.mark.slow),
+        (_Pieces, (128, 200, 333)),
+        (_Ring, (5, 9, 12)),
+    ],
 )
 def test_direct_takes_any_batch_size_from_the_second_on(
     field: type[_Pieces], rows: tuple[int, ...]
@@ -308,8 +331,8 @@ class _Parts(_Pieces):
     [
         ("shared", "checkpointed", False),
         ("per_sample", "checkpointed", True),
-        ("shared", "direct", False),
         ("per_sample", "adjoint", False),
+        pytest.param("shared", "direct", False, marks=pytest.mark.slow),
         pytest.param("per_sample", "checkpointed", False, marks=pytest.mark.slow),
         pytest.param("shared", "checkpointed", True, marks=pytest.mark.slow),
         pytest.param("per_sample", "direct", False, marks=pytest.mark.slow),

@@ -89,7 +89,7 @@ def _package(module: nn.Module, inputs: State, path: Path, free: bool = False) -
         return package.read(name).decode()
 
 
-@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("free", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_is_handed_on_is_what_it_was(tmp_path: Path, free: bool) -> None:
     """Over one turn and two, through a loop inside; a second run begins anew."""
     torch.manual_seed(0)
@@ -105,7 +105,7 @@ def test_what_is_handed_on_is_what_it_was(tmp_path: Path, free: bool) -> None:
         assert all(torch.equal(z, old) for z, old in zip(inputs, before, strict=True))
 
 
-@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("free", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_turn_makes_no_tensor(tmp_path: Path, free: bool) -> None:
     """But the first two, which every later turn writes to again."""
     x = torch.randn(5, 2)

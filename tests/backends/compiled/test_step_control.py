@@ -31,6 +31,11 @@ SETTINGS: dict[str, Solver] = {
     "dop853": Solver(method="dop853"),
 }
 WAYS = [("shared", "checkpointed"), ("per_sample", "adjoint")]
+# Following a program takes seconds: each setting is in every run one way, with --slow all of them.
+EVERY_RUN = {
+    ("pi", "shared"), ("pid", "per_sample"), ("own controller", "shared"), ("most", "per_sample"),
+    ("least and first", "shared"), ("step_t", "per_sample"),
+}  # fmt: skip
 
 
 class Switched(nn.Module):
@@ -77,13 +82,17 @@ def check_agrees(solver: Solver, grid: list[float], jumps: tuple[float, ...] = (
 @pytest.mark.parametrize(
     ("name", "coupling", "gradient"),
     [
-        *((name, *way) for name in list(SETTINGS)[:6] for way in WAYS),
-        ("pid", "per_sample", "checkpointed"),
-        ("pid", "shared", "direct"),
+        *(
+            pytest.param(name, *way, marks=[] if (name, way[0]) in EVERY_RUN else pytest.mark.slow)
+            for name in list(SETTINGS)[:6]
+            for way in WAYS
+        ),
+        pytest.param("pid", "per_sample", "checkpointed", marks=pytest.mark.slow),
+        pytest.param("pid", "shared", "direct", marks=pytest.mark.slow),
         ("vern7", "per_sample", "checkpointed"),
         ("dopri8", "shared", "checkpointed"),
         ("dop853", "shared", "direct"),
-        ("dop853", "shared", "adjoint"),
+        pytest.param("dop853", "shared", "adjoint", marks=pytest.mark.slow),
     ],
 )
 def test_agrees_with_native(name: str, coupling: str, gradient: str) -> None:
@@ -97,7 +106,9 @@ def test_agrees_with_native(name: str, coupling: str, gradient: str) -> None:
 @pytest.mark.parametrize(
     ("coupling", "gradient"), [*WAYS, ("shared", "direct"), ("shared", "adjoint")]
 )
-@pytest.mark.parametrize("grid", [[0.0, 1.0], [1.0, 0.5, 0.1]], ids=str)
+@pytest.mark.parametrize(
+    "grid", [pytest.param([0.0, 1.0], marks=pytest.mark.slow), [1.0, 0.5, 0.1]], ids=str
+)
 def test_a_jump_is_passed_as_native_passes_it(
     grid: list[float], coupling: str, gradient: str
 ) -> None:
@@ -144,7 +155,7 @@ def test_other_limits_and_stops_need_no_other_program() -> None:
 
 
 @pytest.mark.usefixtures("by_operator")
-@pytest.mark.parametrize("method", ["vern7", "dop853"])
+@pytest.mark.parametrize("method", [pytest.param("vern7", marks=pytest.mark.slow), "dop853"])
 def test_in_float32_a_high_order_interpolant_loses_nothing(method: str) -> None:
     """Its powers cancel: they are added up in float64."""
     solver = Solver(method=method, rtol=1e-4, atol=1e-5, gradient="checkpointed")
