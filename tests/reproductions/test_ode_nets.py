@@ -65,9 +65,7 @@ def test_every_script_has_its_presets(name: str) -> None:
     assert all(config.preset == key for key, config in presets.items())
 
 
-@pytest.mark.parametrize(
-    "backend", ["torchdiffeq", pytest.param("scipy", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("backend", ["torchdiffeq", pytest.param("scipy", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_backend_is_the_only_change_needed(name: str, backend: str, tmp_path: Path) -> None:
     """The same preset runs with another solver, and its record says which."""
