@@ -133,7 +133,7 @@ class Job(NamedTuple):
             self.exact, self.inside, self.stops is not None, self.jumps, layout.treespec,
             layout.dtype, layout.device,
             tuple((len(s), s[1:]) for s in layout.shapes), layout.per_sample, self.autocast,
-            torch.get_num_threads(),
+            torch.get_num_threads(), torch.get_default_dtype(), torch.get_default_device(),
         )  # fmt: skip
 
     def traced(self, sketch: Sketch, tensors: Sequence[Tensor]) -> Traced:
@@ -169,6 +169,7 @@ class Job(NamedTuple):
                         "backend 'compiled' cannot follow an `f` that depends on how often it was "
                         "called, got an attribute that it counts with. Use backend='native'."
                     )
+            sketch.note_decisions()
             sketch.mode.allow_non_fake_inputs = True  # from here on the code is our own
             return found
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ logger = logging.getLogger("ctflow.compiled")
 Sizes = tuple[tuple[int, ...], ...]
 Make = Callable[["Sketch", Sequence[Tensor]], Looped]
 
+_TORCH, _OURS = str(Path(torch.__file__).parent), str(Path(__file__).parents[2])
 _LEAST = {"outputs": 3}  # start, end and one between; of others 2
 # Sizes that free dimensions are followed with: none that a state or a network may have, for two
 # sizes that are found equal once are taken to be one for ever.
@@ -65,6 +67,7 @@ class Sketch:
         self._environment = ShapeEnv()
         self.mode = FakeTensorMode(shape_env=self._environment)
         self._symbols: dict[str, Any] = {}
+        self._by_f = 0
         for name, size in zip(free, _PROBES[: len(free)], strict=True):
             context = StatelessSymbolicContext([DimDynamic.DYNAMIC])
             probe = torch.empty(size, dtype=torch.uint8)
@@ -81,10 +84,60 @@ class Sketch:
         with self.mode:
             return torch.empty(shape, dtype=like.dtype, device=like.device)
 
+    def note_decisions(self) -> None:
+        """What has been decided by free sizes up to now was decided by `f`."""
+        self._by_f = len(self._environment.guards)
+
+    @property
+    def decisions(self) -> Decisions:
+        """What `f` decided by free sizes: programs are for sizes that decide alike.
+
+        Torch compares sizes for its own sake, and most of them do differ: that one is not another
+        is taken for a decision only where the user's own line asked.
+        """
+        guards = self._environment.guards[: self._by_f]
+        kept = (g.expr for g in guards if not (_is_unequal(g.expr) and _by_torch(g.sloc)))
+        symbols = {name: size.node.expr for name, size in self._symbols.items()}
+        return Decisions(tuple(kept), symbols)
+
     def check_free(self, names: Sequence[str]) -> bool:
         """Whether following the code left these dimensions free."""
         shown = [self._symbols[name].node.expr for name in names]  # what it is taken to be by now
         return all(x.is_symbol for x in shown) and len(set(shown)) == len(shown)
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What Python asked about free sizes, and was told of the sizes it was followed with.
+
+    Attributes:
+        asked: What was true of them, in symbols.
+        symbols: The symbol of each size.
+    """
+
+    asked: tuple[Any, ...]
+    symbols: Mapping[str, Any]
+    _known: dict[tuple[tuple[str, int], ...], bool] = field(default_factory=dict[Any, bool])
+
+    def hold(self, sizes: Mapping[str, int]) -> bool:
+        """Whether it is true of other sizes."""
+        if not self.asked:
+            return True
+        key = tuple(sorted(sizes.items()))
+        if key not in self._known:
+            values = {self.symbols[name]: size for name, size in sizes.items()}
+            self._known[key] = all(x.subs(values) == True for x in self.asked)  # noqa: E712
+        return self._known[key]
+
+
+def _is_unequal(expression: Any) -> bool:  # noqa: ANN401
+    return bool(getattr(expression, "rel_op", None) == "!=")
+
+
+def _by_torch(place: Any) -> bool:  # noqa: ANN401
+    """Whether a line is in torch, or ours."""
+    name = str(getattr(place.framework_loc, "filename", place.framework_loc))
+    return name.startswith((_TORCH, _OURS, "<eval_with_key>"))
 
 
 @dataclass(frozen=True)
@@ -95,23 +148,30 @@ class Stage:
     free: Dimensions
     sizes: Sizes
     batch: int
+    decisions: Decisions
 
     def takes(self, sizes: Sizes) -> bool:
         """Whether inputs of these sizes may be given to it."""
-        bound: dict[str, int] = {}
-        for own, free, other in zip(self.sizes, self.free, sizes, strict=True):
-            if len(own) != len(other):
-                return False
-            for a, name, b in zip(own, free, other, strict=True):
-                if name is None:
-                    if a != b:
-                        return False
-                    continue
-                value, rest = divmod(b, name.factor)
-                least = _LEAST.get(name.name, 2)
-                if rest or value < least or bound.setdefault(name.name, value) != value:
-                    return False
-        return True
+        bound = _bound(self.free, self.sizes, sizes)
+        return bound is not None and self.decisions.hold(bound)
+
+
+def _bound(free: Dimensions, own: Sizes, other: Sizes) -> dict[str, int] | None:
+    """What the free sizes are in `other`; None where these cannot be."""
+    bound: dict[str, int] = {}
+    for ours, names, theirs in zip(own, free, other, strict=True):
+        if len(ours) != len(theirs):
+            return None
+        for a, name, b in zip(ours, names, theirs, strict=True):
+            if name is None:
+                if a != b:
+                    return None
+                continue
+            value, rest = divmod(b, name.factor)
+            least = _LEAST.get(name.name, 2)
+            if rest or value < least or bound.setdefault(name.name, value) != value:
+                return None
+    return bound
 
 
 @dataclass
@@ -182,6 +242,9 @@ class Family:
         module = make(sketch, stand_ins)
         if not sketch.check_free(names):
             raise Unsupported("`f` has a size written into it")
+        decisions = sketch.decisions
+        if not decisions.hold(_bound(free, sizes, sizes) or {}):
+            raise Unsupported("`f` decides by sizes, and this one otherwise than most")
         dims = {name: torch.export.Dim(name, min=_LEAST.get(name, 2)) for name in names}
         spec = tuple(
             {i: d.factor * dims[d.name] if d.factor > 1 else dims[d.name]
@@ -193,7 +256,7 @@ class Family:
         ]
         program = built(module, examples, (spec,), self.name)
         check(module, program, inputs.tensors)
-        return Stage(program, free, sizes, inputs.batch)
+        return Stage(program, free, sizes, inputs.batch, decisions)
 
 
 def _widened(earlier: Stage, fixed: Dimensions, sizes: Sizes, batch: int) -> Dimensions | None:

@@ -8,9 +8,12 @@ and a changed attribute (a scale, train/eval, a replaced submodule) finds or mak
 from __future__ import annotations
 
 import functools
+import pickle
+import sys
+import sysconfig
 import types
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -43,6 +46,35 @@ _SEEN: OrderedDict[int, Reads] = OrderedDict()  # which keep their `f` alive
 _MET: OrderedDict[int, weakref.ref[Any]] = OrderedDict()
 _REMEMBERED = 64
 _CONTENTS, _MODE = attrgetter("cell_contents"), attrgetter("training")
+_CODE = attrgetter("__code__")
+_INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")})
+# What runs without being named: operators, calls, and the parts of an autograd.Function.
+_UNNAMED = frozenset({"forward", "backward", "setup_context", "jvp", "vmap"})
+_NOT_BY_F = frozenset(
+    {"__init__", "__new__", "__post_init__", "__init_subclass__", "__set_name__", "__del__",
+     "__class_getitem__", "__repr__", "__str__", "__format__", "__sizeof__", "__dir__",
+     "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__copy__", "__deepcopy__"}
+)  # fmt: skip
+
+
+class _Same:
+    """One object, by identity: nothing made later at its address is taken for it."""
+
+    def __init__(self, value: object) -> None:
+        try:
+            self._get: Callable[[], object] = weakref.ref(value)
+        except TypeError:
+            self._get = lambda: value
+        self._hash = id(value)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Same):
+            return False
+        value = self._get()
+        return value is not None and value is other._get()
 
 
 class _Key:
@@ -86,8 +118,15 @@ class _Walk:
         self._sizes: list[tuple[Any, int]] = []
         self._index: dict[int, int] = {}
         self._seen: dict[int, int] = {}
+        self._names: dict[str, None] = {}
+        self._classes: dict[type, Path] = {}
+        self._spaces: list[tuple[types.ModuleType, Path]] = []
+        self._searched: set[tuple[type, str]] = set()
+        self._entered: set[tuple[int, str]] = set()
+        self._functions: list[types.FunctionType] = []
         self._ignored = _COUNTERS.get(_kind(root), frozenset())
         self.visit(root, None, ())
+        self._settle()
         self.key = _Key(tuple(self.parts))
         # Each solve looks at all of it: in columns, which need no line of Python an entry.
         cells = [(place, value) for place, value in self._watch if place.is_cell]
@@ -98,6 +137,7 @@ class _Walk:
         self._contents, self._values = [value for _, value in cells], [value for _, value in items]
         self._sized, self._lengths = [x for x, _ in self._sizes], [n for _, n in self._sizes]
         self._owners, self._modes = [x for x, _ in self.modules], [mode for _, mode in self.modules]
+        self._codes = [function.__code__ for function in self._functions]
 
     def unchanged(self) -> bool:
         """Whether everything still is what it was, by identity."""
@@ -108,6 +148,7 @@ class _Walk:
                 all(map(is_, map(getitem, self._containers, self._keys), self._values))
                 and all(map(is_, map(_CONTENTS, self._cells), self._contents))
                 and all(map(is_, map(_MODE, self._owners), self._modes))
+                and all(map(is_, map(_CODE, self._functions), self._codes))
             )
         except (KeyError, IndexError, ValueError):
             return False
@@ -126,6 +167,7 @@ class _Walk:
             self._plain(path, (type(value), value))
         elif isinstance(value, type):
             self.parts.append(value)
+            self._classes.setdefault(value, path)
         elif id(value) in self._seen:
             self.parts.append(("again", self._seen[id(value)]))
         else:
@@ -160,7 +202,10 @@ class _Walk:
         if isinstance(value, nn.Module):
             self._module(value, path)
         elif isinstance(value, types.FunctionType):
-            self._function(value, path)
+            if _is_of_library(value, _LIBRARIES) and value.__closure__ is None:
+                self.parts.append(value)
+            else:
+                self._function(value, path)
         elif isinstance(value, types.MethodType):
             self.visit(value.__func__, None, (*path, "__func__"))
             self.visit(value.__self__, None, (*path, "__self__"))
@@ -180,20 +225,50 @@ class _Walk:
             self.parts.append((array.shape, str(array.dtype), array.tobytes()))
         elif isinstance(value, types.ModuleType):
             self.parts.append(value.__name__)
-        elif isinstance(attributes := getattr(value, "__dict__", None), dict):
-            self._items(cast("dict[str, Any]", attributes), path)
-            self._class(type(value), ("__call__",), path)
+            if value.__name__.partition(".")[0] not in _LIBRARIES:
+                self._spaces.append((value, path))
         elif isinstance(value, set | frozenset):
             self.sure = False
             self.parts.append(repr(cast("object", value)))
-        else:
-            self.parts.append(("id", id(value)))
+        elif isinstance(value, np.generic):
+            self.parts.append((value.dtype.str, value.tobytes()))
+        elif isinstance(value, types.BuiltinFunctionType | np.ufunc):
+            self.parts.append(_Same(value))
+        elif isinstance(value, deque):
+            self.sure = False
+            for i, item in enumerate(cast("deque[Any]", value)):
+                self.visit(item, None, (*path, i))
+        elif not self._attributes(value, path):
+            self._opaque(value)
+
+    def _attributes(self, value: Any, path: Path) -> bool:  # noqa: ANN401
+        """Visit what an object keeps by name; whether it keeps anything so."""
+        attributes = getattr(value, "__dict__", None)
+        slots = [name for base in type(value).__mro__ for name in _slots(base)]
+        if not (isinstance(attributes, dict) or slots):
+            return False
+        self._classes.setdefault(type(value), path)
+        if isinstance(attributes, dict):
+            self._items(cast("dict[str, Any]", attributes), path)
+        for name in slots:
+            self.sure = False
+            self.parts.append(name)
+            self.visit(getattr(value, name, None), None, (*path, name))
+        return True
+
+    def _opaque(self, value: object) -> None:
+        """Something written in another language: by what it would be pickled as, else as itself."""
+        self.sure = False
+        try:
+            self.parts.append(pickle.dumps(value))
+        except Exception:  # whatever its own code raises
+            self.parts.append(_Same(value))
 
     def _items(self, container: Any, path: Path) -> None:  # noqa: ANN401
         keys = list(container) if isinstance(container, Mapping) else range(len(container))
         self._sizes.append((container, len(container)))
         for key in keys:
-            self.parts.append(key if isinstance(key, _PLAIN) else id(key))
+            self.parts.append(key if isinstance(key, (*_PLAIN, float)) else _Same(key))
             self.visit(container[key], Place(container, key), (*path, key))
 
     def _module(self, module: nn.Module, path: Path) -> None:
@@ -212,15 +287,18 @@ class _Walk:
         for key in own:
             self.parts.append(key)
             self.visit(attributes[key], Place(attributes, key), (*path, key))
-        self._class(type(module), ("forward",), path)
+        self._classes.setdefault(type(module), path)
 
     def _function(self, function: types.FunctionType, path: Path) -> None:
         self.parts.append(function.__code__)
+        self._functions.append(function)
+        self._names.update(dict.fromkeys(names_used(function.__code__)))
         for i, cell in enumerate(function.__closure__ or ()):
             place = Place(cell, None)
             self.visit(place.get(), place, (*path, "closure", i))
         self._items(function.__defaults__ or (), (*path, "defaults"))
         self._items(function.__kwdefaults__ or {}, (*path, "kwdefaults"))
+        self._items(vars(function), (*path, "attributes"))
         self._globals(function, path)
 
     def _globals(self, function: types.FunctionType, path: Path) -> None:
@@ -230,50 +308,110 @@ class _Walk:
             if name not in space:
                 continue
             value = space[name]
-            if isinstance(value, types.ModuleType):
-                if value.__name__.partition(".")[0] not in _LIBRARIES:
-                    self._of_module(value, names, path)
-            elif not _is_of_library(value):
-                self.visit(value, Place(space, name), (*path, "globals", name))
+            self._named(value, Place(space, name), names, (*path, "globals", name))
+
+    def _named(self, value: object, place: Place, names: Sequence[str], path: Path) -> None:
+        """What a name of a module stands for."""
+        if isinstance(value, types.ModuleType):
+            self._watch.append((place, value))
+            if value.__name__.partition(".")[0] not in _LIBRARIES:
+                self._of_module(value, names, path)
+        elif _is_of_library(value):
+            self._watch.append((place, value))
+            self.parts.append(value)
+        else:
+            self.visit(value, place, path)
 
     def _of_module(self, module: types.ModuleType, names: Sequence[str], path: Path) -> None:
         """What `f` may read as `module.name`."""
-        space = vars(module)
+        space, installed = vars(module), _is_installed(module)
         for name in names:
-            if name in space and isinstance(space[name], (*_PLAIN, float, Tensor)):
-                where = (*path, "module", module.__name__, name)
-                self.visit(space[name], Place(space, name), where)
-
-    def _class(self, kind: type, starts: tuple[str, ...], path: Path) -> None:
-        """Methods that a call may use, and constants of the class."""
-        for base in kind.__mro__:
-            if base.__module__.partition(".")[0] in _LIBRARIES:
+            if name not in space or (id(module), name) in self._entered:
                 continue
-            space = vars(base)
-            todo, known = list(starts), set(starts)
-            while todo:
-                value = space.get(todo.pop())
-                value = value.fget if isinstance(value, property) else value
-                value = value.__func__ if isinstance(value, staticmethod | classmethod) else value
-                if not isinstance(value, types.FunctionType):
-                    continue
-                self.visit(value, None, (*path, base.__name__, value.__name__))
-                for name in names_used(value.__code__):
-                    if name in known or name not in space:
-                        continue
-                    known.add(name)
-                    todo.append(name)
-                    if isinstance(space[name], (*_PLAIN, float)):
-                        place = Place(space, name)
-                        self.visit(space[name], place, (*path, base.__name__, name))
+            self._entered.add((id(module), name))
+            value, place = space[name], Place(space, name)
+            if installed and not isinstance(value, (*_PLAIN, float, Tensor)):
+                self._watch.append((place, value))
+                self.parts.append(_Same(value))
+            else:
+                self._named(value, place, names, (*path, "module", module.__name__, name))
+
+    def _settle(self) -> None:
+        """Look up in every class and module met each name met, until there is nothing new."""
+        before = (-1, -1)
+        while before != (before := (len(self._names), len(self._classes))):
+            for module, path in list(self._spaces):
+                self._of_module(module, tuple(self._names), path)
+            for kind, path in list(self._classes.items()):
+                for base in kind.__mro__:
+                    root = base.__module__.partition(".")[0]
+                    if root not in _LIBRARIES and root not in sys.stdlib_module_names:
+                        self._class(base, path)
+
+    def _class(self, base: type, path: Path) -> None:
+        """Methods that a call may use, and constants of the class."""
+        space = vars(base)
+        for name, kept in list(space.items()):
+            unnamed = name in _UNNAMED or (name[:2] == "__" and isinstance(kept, _METHODS))
+            if (base, name) in self._searched or not (name in self._names or unnamed):
+                continue
+            self._searched.add((base, name))
+            if name in _NOT_BY_F:
+                continue
+            value = _unwrapped(kept)
+            where = (*path, base.__name__, name)
+            if isinstance(value, types.FunctionType):
+                self._watch.append((Place(space, name), kept))
+                self.visit(value, None, where)
+            elif isinstance(value, Tensor):
+                self.visit(value, None, where)
+            elif not isinstance(value, _DESCRIPTORS):
+                self._named(value, Place(space, name), (), where)
 
 
-def _is_of_library(value: object) -> bool:
+_METHODS = (types.FunctionType, staticmethod, classmethod, property)
+_DESCRIPTORS = (
+    types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType,
+    types.MethodDescriptorType, types.ClassMethodDescriptorType,
+)  # fmt: skip
+
+
+def _unwrapped(value: object) -> object:
+    """The function of a property or of another kind of method."""
+    if isinstance(value, property):
+        return value.fget
+    if isinstance(value, functools.cached_property):
+        return cast("functools.cached_property[Any]", value).func
+    if isinstance(value, staticmethod | classmethod):
+        return cast("staticmethod[..., Any]", value).__func__
+    return value
+
+
+def _slots(base: type) -> tuple[str, ...]:
+    """Names of attributes that a class keeps outside of `__dict__`."""
+    own = vars(base).get("__slots__", ())
+    names = (own,) if isinstance(own, str) else tuple(own)
+    hidden = f"_{base.__name__.lstrip('_')}"
+    return tuple(
+        hidden + name if name[:2] == "__" and name[-2:] != "__" else name
+        for name in names
+        if name not in ("__dict__", "__weakref__")
+    )
+
+
+def _is_installed(module: types.ModuleType) -> bool:
+    """Whether a module is Python's own or a package's, which does not change."""
+    if module.__name__.partition(".")[0] in sys.stdlib_module_names:
+        return True
+    return (getattr(module, "__file__", None) or "").startswith(_INSTALLED)
+
+
+def _is_of_library(value: object, libraries: frozenset[str] = _LIBRARIES | {"ctflow"}) -> bool:
     """Functions and classes of torch and of Python itself: they do not change."""
     if isinstance(value, types.BuiltinFunctionType):
         return True
     if isinstance(value, type | types.FunctionType):
-        return value.__module__.partition(".")[0] in {*_LIBRARIES, "ctflow"}
+        return (value.__module__ or "").partition(".")[0] in libraries
     return False
 
 
