@@ -61,18 +61,23 @@ class Sketch:
 
     Args:
         free: Names of free dimensions.
+        sizes: What they are now.
     """
 
-    def __init__(self, free: Sequence[str]) -> None:
+    def __init__(self, free: Sequence[str], sizes: Mapping[str, int] | None = None) -> None:
         self._environment = ShapeEnv()
         self.mode = FakeTensorMode(shape_env=self._environment)
         self._symbols: dict[str, Any] = {}
+        self._names: dict[str, Any] = {}
         self._by_f = 0
         for name, size in zip(free, _PROBES[: len(free)], strict=True):
             context = StatelessSymbolicContext([DimDynamic.DYNAMIC])
             probe = torch.empty(size, dtype=torch.uint8)
             fake = self.mode.from_tensor(probe, symbolic_context=context)
             self._symbols[name] = fake.shape[0]
+            self._names[name] = self._symbols[name].node.expr
+        if sizes:
+            self._environment.guards = _Heard(self, sizes)
 
     def size(self, own: int, free: Free | None) -> Any:  # noqa: ANN401
         """A dimension: a number, or a multiple of a symbol."""
@@ -86,6 +91,7 @@ class Sketch:
 
     def note_decisions(self) -> None:
         """What has been decided by free sizes up to now was decided by `f`."""
+        self._environment.guards = list(self._environment.guards)
         self._by_f = len(self._environment.guards)
 
     @property
@@ -95,10 +101,12 @@ class Sketch:
         Torch compares sizes for its own sake, and most of them do differ: that one is not another
         is taken for a decision only where the user's own line asked.
         """
-        guards = self._environment.guards[: self._by_f]
+        return self.those_in(self._environment.guards[: self._by_f])
+
+    def those_in(self, guards: Sequence[Any]) -> Decisions:
+        """Likewise of what torch has written down."""
         kept = (g.expr for g in guards if not (_is_unequal(g.expr) and _by_torch(g.sloc)))
-        symbols = {name: size.node.expr for name, size in self._symbols.items()}
-        return Decisions(tuple(kept), symbols)
+        return Decisions(tuple(kept), self._names)
 
     def check_free(self, names: Sequence[str]) -> bool:
         """Whether following the code left these dimensions free."""
@@ -128,6 +136,23 @@ class Decisions:
             values = {self.symbols[name]: size for name, size in sizes.items()}
             self._known[key] = all(x.subs(values) == True for x in self.asked)  # noqa: E712
         return self._known[key]
+
+
+class _Heard(list[Any]):
+    """What torch writes down of decisions: refused where they are otherwise for the sizes of now.
+
+    At once, for `f` may go on to loop over as many rows as it is followed with.
+    """
+
+    def __init__(self, sketch: Sketch, sizes: Mapping[str, int]) -> None:
+        super().__init__()
+        self._sketch, self._sizes = sketch, sizes
+
+    def append(self, guard: Any) -> None:  # noqa: ANN401
+        """Write down one more."""
+        super().append(guard)
+        if not self._sketch.those_in([guard]).hold(self._sizes):
+            raise Unsupported("`f` decides by sizes, and this one otherwise than most")
 
 
 def _is_unequal(expression: Any) -> bool:  # noqa: ANN401
@@ -235,16 +260,13 @@ class Family:
 
     def _make(self, inputs: Inputs, sizes: Sizes, free: Dimensions, make: Make) -> Stage:
         names = sorted({d.name for dimensions in free for d in dimensions if d is not None})
-        sketch = Sketch(names)
+        sketch = Sketch(names, _bound(free, sizes, sizes))
         stand_ins = [
             sketch.tensor(x, dimensions) for x, dimensions in zip(inputs.tensors, free, strict=True)
         ]
         module = make(sketch, stand_ins)
         if not sketch.check_free(names):
             raise Unsupported("`f` has a size written into it")
-        decisions = sketch.decisions
-        if not decisions.hold(_bound(free, sizes, sizes) or {}):
-            raise Unsupported("`f` decides by sizes, and this one otherwise than most")
         dims = {name: torch.export.Dim(name, min=_LEAST.get(name, 2)) for name in names}
         spec = tuple(
             {i: d.factor * dims[d.name] if d.factor > 1 else dims[d.name]
@@ -256,7 +278,7 @@ class Family:
         ]
         program = built(module, examples, (spec,), self.name)
         check(module, program, inputs.tensors)
-        return Stage(program, free, sizes, inputs.batch, decisions)
+        return Stage(program, free, sizes, inputs.batch, sketch.decisions)
 
 
 def _widened(earlier: Stage, fixed: Dimensions, sizes: Sizes, batch: int) -> Dimensions | None:

@@ -188,6 +188,7 @@ class _Walk:
             self.parts.append(value)
 
     def _tensor(self, x: Tensor, place: Place | None) -> None:
+        _refuse_sparse(x)
         index = self._index.get(id(x))
         if index is None:
             index = self._index[id(x)] = len(self.tensors)
@@ -493,6 +494,9 @@ def read(problem: ODEProblem) -> Reads:
         return found
     walk = found._walk  # pyright: ignore[reportPrivateUsage]
     leaves, rebuild = flatten_args(problem.args)
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            _refuse_sparse(leaf)
     positions = tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor))
     rest = _Walk([None if isinstance(x, Tensor) else x for x in leaves])
     if rest.tensors:
@@ -503,6 +507,14 @@ def read(problem: ODEProblem) -> Reads:
     key = (walk.key, (str(_structure(problem.args)), positions, *rest.parts))
     tensors = (*walk.tensors, *(leaves[i] for i in positions))
     return Reads(key, tensors, walk, tuple(leaves), rebuild, positions)
+
+
+def _refuse_sparse(x: Tensor) -> None:
+    if x.layout != torch.strided:
+        raise Unsupported(
+            f"backend 'compiled' takes dense tensors, and `f` reads one of {x.layout}. Use "
+            "x.to_dense(), or backend='native'."
+        )
 
 
 def _structure(args: object) -> object:

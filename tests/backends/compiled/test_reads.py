@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ctflow import ODEProblem, Solver, solve
+from ctflow import ODEProblem, Solver, Unsupported, solve
 from ctflow.backends.compiled.backend import CompiledBackend
 from ctflow.backends.compiled.reads import read
 from tests.backends.compiled.conftest import operator_by_operator
@@ -191,6 +191,17 @@ def test_another_default_dtype_makes_other_constants() -> None:
     assert found == pytest.approx([np.exp(float(np.float32(0.1))), np.exp(0.1)], rel=1e-11)
 
 
+def test_a_sparse_tensor_is_refused() -> None:
+    """In words, wherever it is kept."""
+    matrix = torch.eye(3, dtype=torch.float64).to_sparse()
+    asked = ODEProblem(lambda t, y: -torch.sparse.mm(matrix, y[:, None])[:, 0], Y0, [0.0, 1.0])
+    with pytest.raises(Unsupported, match=r"dense tensors.*sparse_coo.*to_dense"):
+        solve(asked, "compiled")
+    asked = ODEProblem(lambda t, y, args: -(args @ y), Y0, [0.0, 1.0], args=matrix)
+    with pytest.raises(Unsupported, match=r"dense tensors.*sparse_coo.*to_dense"):
+        solve(asked, "compiled")
+
+
 def _few(t: Tensor, y: Tensor) -> Tensor:
     return (-1.0 if y.shape[0] > 50 else -2.0) * y
 
@@ -208,9 +219,19 @@ def _neighbours(t: Tensor, y: Tensor) -> Tensor:
     return y[near].mean(1) - y
 
 
+def _row_by_row(t: Tensor, y: Tensor) -> Tensor:
+    return torch.stack([-(i + 1) * y[i] for i in range(y.shape[0])])
+
+
+def _in_parts(t: Tensor, y: Tensor) -> Tensor:
+    return torch.cat([-(i + 1) * part for i, part in enumerate(y.split(4))])
+
+
 @pytest.mark.parametrize(
     ("f", "sizes"),
     [
+        (_row_by_row, (3, 4)),
+        (_in_parts, (9, 10)),
         (_few, (100, 200, 10)),
         (_even, (101, 103, 10, 12)),
         (_all_but_one_size, (5, 6, 7)),
