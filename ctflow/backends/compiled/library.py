@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,6 +156,18 @@ class _Heard(list[Any]):
             raise Unsupported("`f` decides by sizes, and this one otherwise than most")
 
 
+@contextmanager
+def _unsaid() -> Generator[None]:
+    """Without torch's own words about a decision that is refused: ours follow."""
+    noisy = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = noisy.level
+    noisy.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        noisy.setLevel(level)
+
+
 def _is_unequal(expression: Any) -> bool:  # noqa: ANN401
     return bool(getattr(expression, "rel_op", None) == "!=")
 
@@ -249,7 +262,8 @@ class Family:
             wider = _widened(earlier, fixed, sizes, inputs.batch)
             if wider is not None:
                 try:
-                    return self._make(inputs, sizes, wider, make)
+                    with _unsaid():
+                        return self._make(inputs, sizes, wider, make)
                 except Unsupported as error:
                     logger.warning(
                         "%s: every batch size is compiled for itself, because %s; is there a "
