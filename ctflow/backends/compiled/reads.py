@@ -14,10 +14,11 @@ import sysconfig
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from operator import attrgetter, getitem, is_
+from pathlib import PurePath
 from typing import Any, cast
 
 import numpy as np
@@ -231,6 +232,8 @@ class _Walk:
         elif isinstance(value, set | frozenset):
             self.sure = False
             self.parts.append(repr(cast("object", value)))
+        elif isinstance(value, PurePath):
+            self.parts.append(str(value))
         elif isinstance(value, np.generic):
             self.parts.append((value.dtype.str, value.tobytes()))
         elif isinstance(value, types.BuiltinFunctionType | np.ufunc):
@@ -258,7 +261,15 @@ class _Walk:
         return True
 
     def _opaque(self, value: object) -> None:
-        """Something written in another language: by what it would be pickled as, else as itself."""
+        """Something that is not written in Python.
+
+        Python's own by what it would be pickled as; what belongs to a package, and what goes on
+        by itself, as an iterator and a generator of random numbers do, by which object it is.
+        """
+        root = type(value).__module__.partition(".")[0]
+        if isinstance(value, Iterator) or root not in sys.stdlib_module_names:
+            self.parts.append(_Same(value))
+            return
         self.sure = False
         try:
             self.parts.append(pickle.dumps(value))

@@ -6,6 +6,7 @@ import types
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,18 @@ def test_a_change_is_seen(name: str, times: int) -> None:
     assert before == before[:1] * times
     change()
     assert read(problem).key != before[0]
+
+
+def test_what_goes_on_by_itself_asks_for_no_other_program() -> None:
+    """Numbers are drawn and steps counted between solves, beside the field."""
+    f = Holder(2.0)
+    f.drawn, f.steps, f.noise = np.random.default_rng(0), count(), torch.Generator()
+    problem = ODEProblem(f, Y0, [0.0, 1.0])
+    before = read(problem).key
+    f.drawn.random()
+    next(f.steps)
+    torch.rand(1, generator=f.noise)
+    assert read(problem).key == before
 
 
 def test_a_number_made_where_another_was_is_not_taken_for_it() -> None:
