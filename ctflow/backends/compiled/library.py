@@ -139,6 +139,10 @@ class Decisions:
         return self._known[key]
 
 
+class _Apart(Unsupported):
+    """For other sizes there may be a program, for this one it would be another."""
+
+
 class _Heard(list[Any]):
     """What torch writes down of decisions: refused where they are otherwise for the sizes of now.
 
@@ -153,7 +157,9 @@ class _Heard(list[Any]):
         """Write down one more."""
         super().append(guard)
         if not self._sketch.those_in([guard]).hold(self._sizes):
-            raise Unsupported("`f` decides by sizes, and this one otherwise than most")
+            if getattr(guard.expr, "rel_op", None) == "==":
+                raise Unsupported("`f` has a size written into it")
+            raise _Apart("`f` decides by it otherwise than for most")
 
 
 @contextmanager
@@ -264,6 +270,11 @@ class Family:
                 try:
                     with _unsaid():
                         return self._make(inputs, sizes, wider, make)
+                except _Apart as error:
+                    logger.warning(
+                        "%s: this batch size is compiled for itself, because %s", self.name, error
+                    )
+                    break
                 except Unsupported as error:
                     logger.warning(
                         "%s: every batch size is compiled for itself, because %s; is there a "

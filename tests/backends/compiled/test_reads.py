@@ -252,14 +252,17 @@ def _in_parts(t: Tensor, y: Tensor) -> Tensor:
     ],
 )
 def test_a_decision_by_the_batch_size_is_for_sizes_that_decide_alike(
-    f: Callable[..., Tensor], sizes: tuple[int, ...]
+    f: Callable[..., Tensor], sizes: tuple[int, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A program for any size was followed with one of them."""
+    """A program for any size was followed with one of them; one warning says that it cannot be."""
     with operator_by_operator(), torch.no_grad():
         for n in sizes:
             y0 = torch.linspace(0, 1, 2 * n, dtype=torch.float64).reshape(n, 2)
-            ours, native = (
+            compiled, native = (
                 solve(ODEProblem(f, y0, [0.0, 1.0]), Solver(backend, rtol=1e-8, atol=1e-8)).y  # pyright: ignore
                 for backend in (CompiledBackend(), "native")
             )
-            torch.testing.assert_close(ours, native, rtol=1e-6, atol=1e-8)
+            torch.testing.assert_close(compiled, native, rtol=1e-6, atol=1e-8)
+    ours = [x for x in caplog.records if x.levelname == "WARNING"]
+    assert ours
+    assert all("batch size is compiled for itself" in x.getMessage() for x in ours)
