@@ -48,7 +48,8 @@ _MET: OrderedDict[int, weakref.ref[Any]] = OrderedDict()
 _REMEMBERED = 64
 _CONTENTS, _MODE = attrgetter("cell_contents"), attrgetter("training")
 _CODE = attrgetter("__code__")
-_INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")})
+_PACKAGES = tuple({sysconfig.get_paths()[name] for name in ("purelib", "platlib")})
+_INSTALLED = (sysconfig.get_paths()["stdlib"], *_PACKAGES)
 # What runs without being named: operators, calls, and the parts of an autograd.Function.
 _UNNAMED = frozenset({"forward", "backward", "setup_context", "jvp", "vmap"})
 _NOT_BY_F = frozenset(
@@ -221,6 +222,8 @@ class _Walk:
             self._items(cast("Any", value), path)
             if isinstance(value, tuple) and place is not None and len(self.tensors) > before:
                 self.holders.append(place)
+            if type(cast("object", value)) not in (tuple, list, dict):
+                self._attributes(value, path)
         elif isinstance(value, np.ndarray):
             self.sure = False
             array = cast("np.ndarray[Any, Any]", value)
@@ -357,7 +360,7 @@ class _Walk:
             for kind, path in list(self._classes.items()):
                 for base in kind.__mro__:
                     root = base.__module__.partition(".")[0]
-                    if root not in _LIBRARIES and root not in sys.stdlib_module_names:
+                    if root not in _LIBRARIES and not _is_pythons(base.__module__):
                         self._class(base, path)
 
     def _class(self, base: type, path: Path) -> None:
@@ -413,9 +416,17 @@ def _slots(base: type) -> tuple[str, ...]:
 
 def _is_installed(module: types.ModuleType) -> bool:
     """Whether a module is Python's own or a package's, which does not change."""
-    if module.__name__.partition(".")[0] in sys.stdlib_module_names:
-        return True
-    return (getattr(module, "__file__", None) or "").startswith(_INSTALLED)
+    file = getattr(module, "__file__", None)
+    return file.startswith(_INSTALLED) if file else module.__name__ in sys.builtin_module_names
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_pythons(name: str) -> bool:
+    """Whether a module is Python's own: by where it lies, for a user's may have the same name."""
+    module = sys.modules.get(name)
+    if module is None or not _is_installed(module):
+        return False
+    return not (getattr(module, "__file__", None) or "").startswith(_PACKAGES)
 
 
 def _is_of_library(value: object, libraries: frozenset[str] = _LIBRARIES | {"ctflow"}) -> bool:

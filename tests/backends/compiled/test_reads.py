@@ -121,6 +121,14 @@ def _in_a_deque() -> Changing:
     return lambda t, y: -sum(kept) * y, lambda: kept.append(1.0)
 
 
+def _of_a_list() -> Changing:
+    class Rates(list[float]):
+        k = 2.0
+
+    rates = Rates([1.0])
+    return lambda t, y: -rates[0] * rates.k * y, lambda: setattr(rates, "k", 3.0)
+
+
 def _slots() -> Changing:
     f = OfSlots(Slots(2.0))
     return f, lambda: setattr(f.kept, "k", 3.0)
@@ -150,6 +158,7 @@ CHANGES: dict[str, Callable[[], Changing]] = {
     "a module's dict": lambda: _in_a_module("options['k'] = 3.0"),
     "a module's function": lambda: _in_a_module("def rhs(t, y): return -3 * y"),
     "a deque": _in_a_deque,
+    "an attribute of a list": _of_a_list,
     "slots, by a subclass's method": _slots,
     "a number of NumPy's": _number_of_numpy,
     "a global name for a function of torch": _alias_of_a_function,
