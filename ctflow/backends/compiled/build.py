@@ -28,7 +28,7 @@ from ctflow.backends.compiled.memory import keep_freed_memory
 from ctflow.backends.compiled.products import by_library
 from ctflow.errors import BackendUnavailable, CtflowError, Unsupported
 
-__all__ = ["Program", "built", "cache_directory", "counts"]
+__all__ = ["Program", "built", "cache_directory", "counts", "hushed"]
 
 logger = logging.getLogger("ctflow.compiled")
 
@@ -271,17 +271,23 @@ def _source() -> str:
 
 
 @contextmanager
+def hushed(name: str, level: int) -> Generator[None]:
+    """Without what a logger says below a level."""
+    noisy = logging.getLogger(name)
+    before = noisy.level
+    noisy.setLevel(level)
+    try:
+        yield
+    finally:
+        noisy.setLevel(before)
+
+
+@contextmanager
 def _quiet() -> Generator[None]:
     """Without warnings about the insides of torch, which no user can act on."""
-    noisy = logging.getLogger("torch._inductor")
-    level = noisy.level
-    noisy.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        noisy.setLevel(level)
+    with hushed("torch._inductor", logging.ERROR), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _last_line(error: BaseException) -> str:

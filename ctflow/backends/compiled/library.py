@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from ctflow.backends.compiled.build import Program, built
+from ctflow.backends.compiled.build import Program, built, hushed
 from ctflow.backends.compiled.trial import Looped, check
 from ctflow.errors import Unsupported
 
@@ -26,6 +25,7 @@ logger = logging.getLogger("ctflow.compiled")
 Sizes = tuple[tuple[int, ...], ...]
 Make = Callable[["Sketch", Sequence[Tensor]], Looped]
 
+_GUARDS = "torch.fx.experimental.symbolic_shapes"
 _TORCH, _OURS = str(Path(torch.__file__).parent), str(Path(__file__).parents[2])
 _LEAST = {"outputs": 3}  # start, end and one between; of others 2
 # Sizes that free dimensions are followed with: none that a state or a network may have, for two
@@ -76,7 +76,7 @@ class Sketch:
             probe = torch.empty(size, dtype=torch.uint8)
             fake = self.mode.from_tensor(probe, symbolic_context=context)
             self._symbols[name] = fake.shape[0]
-            self._names[name] = self._symbols[name].node.expr
+            self._names[name] = self._symbols[name].node.expr  # a number, once it is taken for one
         if sizes:
             self._environment.guards = _Heard(self, sizes)
 
@@ -106,7 +106,7 @@ class Sketch:
 
     def those_in(self, guards: Sequence[Any]) -> Decisions:
         """Likewise of what torch has written down."""
-        kept = (g.expr for g in guards if not (_is_unequal(g.expr) and _by_torch(g.sloc)))
+        kept = (g.expr for g in guards if not (_relation(g) == "!=" and _by_torch(g.sloc)))
         return Decisions(tuple(kept), self._names)
 
     def check_free(self, names: Sequence[str]) -> bool:
@@ -157,25 +157,13 @@ class _Heard(list[Any]):
         """Write down one more."""
         super().append(guard)
         if not self._sketch.those_in([guard]).hold(self._sizes):
-            if getattr(guard.expr, "rel_op", None) == "==":
+            if _relation(guard) == "==":
                 raise Unsupported("`f` has a size written into it")
             raise _Apart("`f` decides by it otherwise than for most")
 
 
-@contextmanager
-def _unsaid() -> Generator[None]:
-    """Without torch's own words about a decision that is refused: ours follow."""
-    noisy = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = noisy.level
-    noisy.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        noisy.setLevel(level)
-
-
-def _is_unequal(expression: Any) -> bool:  # noqa: ANN401
-    return bool(getattr(expression, "rel_op", None) == "!=")
+def _relation(guard: Any) -> str | None:  # noqa: ANN401
+    return getattr(guard.expr, "rel_op", None)
 
 
 def _by_torch(place: Any) -> bool:  # noqa: ANN401
@@ -268,7 +256,7 @@ class Family:
             wider = _widened(earlier, fixed, sizes, inputs.batch)
             if wider is not None:
                 try:
-                    with _unsaid():
+                    with hushed(_GUARDS, logging.CRITICAL):  # what is refused is said below
                         return self._make(inputs, sizes, wider, make)
                 except _Apart as error:
                     logger.warning(
