@@ -26,6 +26,7 @@ from ctflow.backends.compiled.linker import folders_without_spaces
 from ctflow.backends.compiled.loops import lean_loops
 from ctflow.backends.compiled.memory import keep_freed_memory
 from ctflow.backends.compiled.products import by_library
+from ctflow.backends.compiled.ranges import checked_ranges, out_of_range
 from ctflow.errors import BackendUnavailable, CtflowError, Unsupported
 
 __all__ = ["Program", "built", "cache_directory", "counts", "hushed"]
@@ -73,8 +74,15 @@ class Program:
         self._run: Callable[[list[Tensor]], list[Tensor]] = model.loader.run
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
-        """Run it: flat tensors in, flat tensors out."""
-        return self._run(inputs)
+        """Run it: flat tensors in, flat tensors out.
+
+        Raises:
+            IndexError: If `f` uses an index that is out of range.
+        """
+        try:
+            return self._run(inputs)
+        except RuntimeError as error:
+            raise (out_of_range(error) or error) from error
 
 
 def cache_directory() -> Path:
@@ -208,11 +216,11 @@ def _make_package(exported: Any, package: Path) -> None:  # noqa: ANN401
         )
 
     try:
-        with lean_loops():
+        with checked_ranges(), lean_loops():
             make()
     except Exception as error:  # if the fault is not in what is ours, it comes again
         logger.debug("compiling once more, in the compiler's own way: %s", _last_line(error))
-        with by_library():
+        with checked_ranges(), by_library():
             make()
 
 
