@@ -21,7 +21,7 @@ from ctflow.backends.compiled.adjoint_program import (
 )
 from ctflow.backends.compiled.controls import backward_of, control_values, started
 from ctflow.backends.compiled.forward import Found, forward
-from ctflow.backends.compiled.job import Job, family_of, rest_of
+from ctflow.backends.compiled.job import Job, as_given, family_of, rest_of, totals_of
 from ctflow.backends.compiled.library import Inputs, Sketch
 from ctflow.backends.field import Field
 from ctflow.backends.native.backend import NativeBackend
@@ -106,13 +106,12 @@ class _Back(NamedTuple):
             SolveFailed: If the walk took all its steps.
         """
         job, outcome = self.job, self.outcome
-        like = [job.reads.tensors[i] for i in job.wanted or ()]
-        totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in like]
+        totals = totals_of(job)
         times, largest, size = job.times, self.largest, backward_size(outcome)
         if outcome.stops:  # a failed sample is a constant, and a healthy one stands in for it
             source = well(outcome)
             if source is None:
-                return [torch.zeros_like(g[0]), *totals]
+                return [torch.zeros_like(g[0]), *as_given(job, totals)]
             g = torch.where((outcome.status == 0).to(g.device).unsqueeze(1), g, 0.0)
             out = out[:, source.to(out.device)]
             times, largest, size = (exchange(source, x) for x in (times, largest, size))
@@ -152,7 +151,7 @@ class _Back(NamedTuple):
             one.backward = Counts(*costs.cpu().unbind(0))
         if totals:
             torch._foreach_mul_(totals, factor)  # pyright: ignore
-        return [a, *totals]
+        return [a, *as_given(job, totals)]
 
     def _look_closer(
         self, job: Job, ends: Ends, kept: Kept, rest: list[Tensor]

@@ -22,7 +22,7 @@ from ctflow.backends.adjoint import (
 )
 from ctflow.backends.compiled.controls import judge, memory_before, with_values
 from ctflow.backends.compiled.forward_program import stops_from
-from ctflow.backends.compiled.rewrite import improved, outputs_of, split_constant
+from ctflow.backends.compiled.rewrite import in_turns, once, outputs_of
 from ctflow.backends.compiled.trace import Traced, graph_of
 from ctflow.backends.compiled.trial import Looped, loop
 from ctflow.backends.native.control import Control, Span
@@ -361,7 +361,7 @@ class AdjointProgram(Looped):
         head, ends, *buffers, rest = self._parts(inputs)
         start = graph_of(phases.start, (head, *ends, *rest))
         found = outputs_of(start)
-        self._start = improved(start, exact)
+        self._start = once(start, exact)
         self._going = graph_of(phases.going, (head,))
 
         n = self._n_carried + len(Constants._fields)
@@ -376,10 +376,8 @@ class AdjointProgram(Looped):
             _, _, kept, totals, estimates, rest = self._parts((head, *ends, *others))
             return phases.step(carry, constants, times, out, kept, totals, estimates, rest)
 
-        graph = improved(graph_of(step, (*before, *rest)), exact)
-        self._before, self._step = split_constant(
-            graph, range(len(before), len(before) + len(rest))
-        )
+        graph, first = graph_of(step, (*before, *rest)), len(before)
+        self._before, self._step = in_turns(graph, exact, range(first, first + len(rest)))
 
     def _parts(self, inputs: Sequence[Tensor]) -> _Parts:
         totals, rest = inputs[8 : 8 + self._n_totals], inputs[8 + self._n_totals :]
@@ -435,7 +433,7 @@ class EffectProgram(Looped):
             return phases.effect(left, times, out, kept, errors, shared, tensors)
 
         graph = graph_of(lambda *inputs: [step(*inputs)], inputs)
-        self._before, self._step = split_constant(improved(graph, exact), range(8, len(inputs)))
+        self._before, self._step = in_turns(graph, exact, range(8, len(inputs)))
 
     def limited(self, inputs: Sequence[Tensor], n_steps: int) -> list[Tensor]:
         """The inputs with fewer intervals: the first ones."""

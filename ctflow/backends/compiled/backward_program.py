@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ctflow.backends.compiled.forward_program import stops_from
-from ctflow.backends.compiled.rewrite import improved, outputs_of, split_constant
+from ctflow.backends.compiled.rewrite import in_turns, once, outputs_of
 from ctflow.backends.compiled.trace import Traced, graph_of
 from ctflow.backends.compiled.trial import Looped, loop
 from ctflow.backends.native.interpolate import coefficients, spread
@@ -291,7 +291,7 @@ class BackwardProgram(Looped):
         if self._inside:
             graph = graph_of(last, (n, clock[0], y_end, *records, *tensors))
             sums = outputs_of(graph)[0]
-            self._last = improved(graph, exact)
+            self._last = once(graph, exact)
         self._going = graph_of(phases.going, (n,))
 
         def step(left: Tensor, a: Tensor, sums: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
@@ -302,9 +302,7 @@ class BackwardProgram(Looped):
 
         graph = graph_of(step, (n, a, sums, *records, *kept, *totals, *tensors))
         first = 3 + n_records + n_kept + self._n_totals
-        self._before, self._step = split_constant(
-            improved(graph, exact), range(first, first + len(tensors))
-        )
+        self._before, self._step = in_turns(graph, exact, range(first, first + len(tensors)))
 
     def _parts(self, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
         n, a, clock, y_end = inputs[:4]

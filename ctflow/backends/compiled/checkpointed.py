@@ -12,7 +12,7 @@ from torch import Tensor
 from ctflow.backends.captures import refuse_second
 from ctflow.backends.compiled.backward_program import Backward, BackwardProgram
 from ctflow.backends.compiled.forward import Found, Run, forward
-from ctflow.backends.compiled.job import RECORD_NAMES, Job, family_of, rest_of
+from ctflow.backends.compiled.job import RECORD_NAMES, Job, as_given, family_of, rest_of, totals_of
 from ctflow.backends.compiled.keep import split
 from ctflow.backends.compiled.library import Inputs, Sketch
 from ctflow.backends.native.gradients.replay import well
@@ -62,12 +62,11 @@ def pull_back(
 ) -> tuple[Tensor, list[Tensor]]:
     """Gradients of the initial state and of the tensors, from those of the outputs [T, B, N]."""
     grid = job.times
-    wanted = [job.reads.tensors[i] for i in job.wanted or ()]
-    totals = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in wanted]
+    totals = totals_of(job)
     if outcome.stops:
         source = well(outcome)
         if source is None:
-            return torch.zeros_like(g[0]), totals
+            return torch.zeros_like(g[0]), as_given(job, totals)
         own = source.to(g.device)
         g = torch.where((outcome.status == 0).to(g.device).unsqueeze(1), g, 0.0)
         grid, runs = grid[own], [_of(own, run) for run in runs]
@@ -95,7 +94,7 @@ def pull_back(
         if shares:
             torch._foreach_add_(totals, shares)  # pyright: ignore
     _count(job, outcome, runs, stats)
-    return a + g[0], totals
+    return a + g[0], as_given(job, totals)
 
 
 def _of(own: Tensor, run: Run) -> Run:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from ctflow.backends.compiled.controls import judge, memory_before, with_values
-from ctflow.backends.compiled.rewrite import improved, outputs_of, split_constant
+from ctflow.backends.compiled.rewrite import in_turns, once, outputs_of
 from ctflow.backends.compiled.trace import Traced, graph_of
 from ctflow.backends.compiled.trial import Looped, loop
 from ctflow.backends.native.control import Control, Span
@@ -360,7 +360,7 @@ class ForwardProgram(Looped):
         buffers, rest = inputs[5 : 5 + n_buffers], inputs[5 + n_buffers :]
         start = graph_of(phases.start, (head, times, clock, ticks, y, *rest))
         t1, direction, *carry = outputs_of(start)
-        self._start = improved(start, exact)
+        self._start = once(start, exact)
         self._going = graph_of(phases.going, (head, t1, *carry[:3]))
         n_carry, n_rest = len(carry), len(rest)
 
@@ -374,11 +374,9 @@ class ForwardProgram(Looped):
 
         graph = graph_of(step, (*carry, t1, direction, *buffers, *rest))
         first = n_carry + 2 + n_buffers
-        self._before, self._step = split_constant(
-            improved(graph, exact), range(first, first + n_rest)
-        )
+        self._before, self._step = in_turns(graph, exact, range(first, first + n_rest))
         last = (head, times, y, *carry[:4], *buffers[:3])
-        self._outputs = improved(graph_of(phases.outputs, last), exact)
+        self._outputs = once(graph_of(phases.outputs, last), exact)
 
     def limited(self, inputs: Sequence[Tensor], n_steps: int) -> list[Tensor]:
         """The inputs with another limit of steps."""

@@ -23,7 +23,7 @@ from ctflow.errors import Unsupported
 from ctflow.problem import ODEProblem
 from ctflow.state import Layout, leaves_of, map_leaves
 
-__all__ = ["RECORD_NAMES", "Job", "family_of", "rest_of"]
+__all__ = ["RECORD_NAMES", "Job", "as_given", "family_of", "rest_of", "totals_of"]
 
 RECORD_NAMES = ("records", None, None)  # free dimensions of what is recorded step by step
 _FAMILIES: OrderedDict[object, Family] = OrderedDict()
@@ -200,9 +200,29 @@ def family_of(job: Job, kind: str) -> Family:
 
 
 def rest_of(job: Job) -> list[Tensor]:
-    """What every program takes at its end: the tensors of `f`, and one as long as the batch."""
+    """What every program takes at its end: the tensors of `f`, and one as long as the batch.
+
+    Complex ones as real and imaginary part: no loop takes them otherwise.
+    """
     tensors = (x if x.is_contiguous() else x.detach().contiguous() for x in job.reads.tensors)
-    return [*tensors, _as_long_as(job.extent, job.layout.device)]
+    real = (torch.view_as_real(x.detach()) if x.is_complex() else x for x in tensors)
+    return [*real, _as_long_as(job.extent, job.layout.device)]
+
+
+def totals_of(job: Job) -> list[Tensor]:
+    """Zeros for the gradient of each wanted tensor, real as `rest_of` hands them over."""
+    wanted = (job.reads.tensors[i].detach() for i in job.wanted or ())
+    real = (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in wanted)
+    return [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in real]
+
+
+def as_given(job: Job, totals: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of the wanted tensors, complex where these are."""
+    wanted = (job.reads.tensors[i] for i in job.wanted or ())
+    return [
+        torch.view_as_complex(total) if x.is_complex() else total
+        for x, total in zip(wanted, totals, strict=True)
+    ]
 
 
 @lru_cache(maxsize=64)

@@ -52,6 +52,8 @@ def split(traced: Traced) -> Split:
     What does not depend on the cotangent is computed with f. Of that, what the other half needs is
     handed on, unless it follows at little cost from something else that is.
 
+    Complex values are handed on as real and imaginary part: no loop takes them otherwise.
+
     Raises:
         Unsupported: If something that is not a tensor would have to be handed on.
     """
@@ -91,6 +93,10 @@ def split(traced: Traced) -> Split:
     for node in nodes:
         if node not in late and node not in own and node.op in ("call_function", "get_attr"):
             own[node] = first.node_copy(node, own.__getitem__)
+    complex_ones = [node for node in saved if node.meta["val"].is_complex()]
+    for node in complex_ones:
+        whole = first.call_function(torch.ops.aten.clone.default, (own[node],))
+        own[node] = first.call_function(torch.ops.aten.view_as_real.default, (whole,))
     first.output((own[outputs[0]], *(own[node] for node in saved)))
     first.eliminate_dead_code()
 
@@ -101,6 +107,9 @@ def split(traced: Traced) -> Split:
     for node in given:
         placeholder = _like(second.placeholder(node.name), node)
         own.setdefault(node, placeholder)
+    for node in complex_ones:
+        own[node].meta["val"] = _real(node)
+        own[node] = second.call_function(torch.ops.aten.view_as_complex.default, (own[node],))
     for node in nodes:
         if node in own or node.op not in ("call_function", "get_attr"):
             continue
@@ -111,7 +120,7 @@ def split(traced: Traced) -> Split:
     return Split(
         fx.GraphModule(traced.pulled, first),
         fx.GraphModule(traced.pulled, second),
-        tuple(node.meta["val"] for node in saved),
+        tuple(_real(node) for node in saved),
     )
 
 
@@ -164,6 +173,14 @@ def _fewer(
         if node.target in _CHEAP and at_hand.issuperset(node.all_input_nodes):
             kept.discard(node)
     return sorted(kept, key=order.__getitem__)
+
+
+def _real(node: fx.Node) -> Tensor:
+    """An example of what is handed on: of complex numbers real and imaginary part."""
+    value: Tensor = node.meta["val"]
+    if not value.is_complex():
+        return value
+    return torch.view_as_real(value.resolve_conj().contiguous())
 
 
 def _like(new: fx.Node, old: fx.Node) -> fx.Node:

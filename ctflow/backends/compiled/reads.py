@@ -58,8 +58,15 @@ class Reads:
 
     @contextmanager
     def replaced(self, field: Field, stand_ins: Sequence[Tensor]) -> Generator[None]:
-        """Put other tensors in the places of `tensors`, and back afterwards."""
+        """Put other tensors in the places of `tensors`, and back afterwards.
+
+        A complex one may be given by its real and imaginary part.
+        """
         walk = self._walk
+        stand_ins = [
+            torch.view_as_complex(s) if x.is_complex() and not s.is_complex() else s
+            for x, s in zip(self.tensors, stand_ins, strict=False)
+        ]
         new = {id(x): s for x, s in zip(walk.tensors, stand_ins, strict=False)}
         args, undo = field.args, list[tuple[Place, object]]()
         leaves = list(self._args)

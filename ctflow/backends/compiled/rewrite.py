@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from ctflow.backends.compiled import elementary
@@ -24,7 +24,7 @@ from ctflow.backends.compiled.equality import is_pure, merge_equal
 from ctflow.backends.compiled.products import LARGE, UNROLLED, by_blocks
 from ctflow.backends.compiled.splice import settled, spliced
 
-__all__ = ["improved", "outputs_of", "split_constant"]
+__all__ = ["EitherWay", "improved", "in_turns", "once", "outputs_of", "split_constant"]
 
 _SMALL = 8192  # multiplications below which a library call costs more than the product
 _NARROW = 4  # columns up to which the libraries are slow
@@ -33,6 +33,51 @@ _LONG = 2**26  # multiplications from which on a library pays
 
 _ATEN = torch.ops.aten
 _NUMBERS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)  # sizes, say
+
+
+class EitherWay(nn.Module):
+    """A graph improved, for the compiler; and as it was written, to hold the program against.
+
+    Args:
+        written: As `f` and the solver have it.
+        better: The same function, improved.
+    """
+
+    def __init__(self, written: fx.GraphModule, better: fx.GraphModule) -> None:
+        super().__init__()
+        self.written = written
+        self.better = better
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """As the compiler has it while it follows; else as it was written."""
+        return self.better(*inputs) if torch.compiler.is_compiling() else self.written(*inputs)
+
+
+def once(graph: fx.GraphModule, exact: bool) -> EitherWay:
+    """What is done outside of a loop."""
+    written = _copied(graph)
+    return EitherWay(written, improved(graph, exact))
+
+
+def in_turns(
+    graph: fx.GraphModule, exact: bool, positions: Sequence[int]
+) -> tuple[EitherWay, EitherWay]:
+    """The body of a loop: what is done before it, from inputs that are constant, and in each turn.
+
+    Args:
+        graph: The body.
+        exact: Leave elementary functions to the compiler.
+        positions: Which inputs are constant: the last ones.
+    """
+    written = split_constant(_copied(graph), positions)
+    better = split_constant(improved(graph, exact), positions)
+    return EitherWay(written[0], better[0]), EitherWay(written[1], better[1])
+
+
+def _copied(graph: fx.GraphModule) -> fx.GraphModule:
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph.graph, {}))
+    return fx.GraphModule(graph, copy)
 
 
 def improved(graph: fx.GraphModule, exact: bool) -> fx.GraphModule:
@@ -118,6 +163,7 @@ def split_constant(
         and node.op != "get_attr"
         and any(user not in constant for user in node.users)
     ]
+    complex_ones = [node for node in used if node.meta["val"].is_complex()]
     before = fx.Graph()
     table: dict[fx.Node, fx.Node] = {node: before.placeholder(node.name) for node in given}
     for node in graph.graph.nodes:
@@ -132,6 +178,8 @@ def split_constant(
             kept = before.call_function(
                 _ATEN.clone.default, (table[node],), {"memory_format": torch.contiguous_format}
             )
+            if node in complex_ones:  # which no loop takes
+                kept = before.call_function(_ATEN.view_as_real.default, (kept,))
             results.append(kept)
     before.output(tuple(results))
     before.eliminate_dead_code()
@@ -143,6 +191,8 @@ def split_constant(
             table[node] = body.placeholder(node.name)
     for node in used:
         table[node] = body.placeholder(f"constant_{node.name}")
+    for node in complex_ones:
+        table[node] = body.call_function(_ATEN.view_as_complex.default, (table[node],))
     for node in graph.graph.nodes:
         if node in table or node in given or (node in constant and node.op != "get_attr"):
             continue
@@ -151,16 +201,24 @@ def split_constant(
     return fx.GraphModule(graph, before), fx.GraphModule(graph, body)
 
 
+# Views of other numbers than those that they lie on.
+_CHANGING = frozenset({_ATEN._conj.default, _ATEN._neg_view.default})
+
+
 def _undone(node: fx.Node) -> fx.Node:
     """What a chain of views shows as it is, a transpose of a transpose say; or the node itself."""
     root = node
-    while isinstance(root.target, OpOverload) and root.target.is_view:
+    while _is_view(root) and root.target not in _CHANGING:
         root = root.all_input_nodes[0]
     shown, whole = node.meta.get("val"), root.meta.get("val")
     if not (isinstance(shown, Tensor) and isinstance(whole, Tensor)):
         return node
-    same = (shown.shape, shown.stride()) == (whole.shape, whole.stride())
+    same = (shown.dtype, shown.shape, shown.stride()) == (whole.dtype, whole.shape, whole.stride())
     return root if same and shown.storage_offset() == whole.storage_offset() else node
+
+
+def _is_view(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target.is_view
 
 
 _WRITTEN_OUT: Mapping[object, Callable[[Tensor], Tensor]] = MappingProxyType(

@@ -24,7 +24,11 @@ class _Both(nn.Module):
         return tanh, softplus, tanh.double() * wide, few, total, table
 
 
-@pytest.fixture(params=[True, False], ids=["vectors", "numbers"], scope="module")
+@pytest.fixture(
+    params=[True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["vectors", "numbers"],
+    scope="module",
+)
 def found(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Tensor, ...]:

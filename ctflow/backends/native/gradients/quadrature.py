@@ -193,8 +193,14 @@ def _rms_ratio(
     control: Adaptive,
 ) -> Tensor:
     """One estimate in tolerances; what it is an error of is the larger of both ends."""
+    estimate, total = _in_parts(estimate), _in_parts(total)
     sizes = [x.abs() for x in total]
     if share is not None:
-        ends = zip(sizes, total, share, strict=True)
+        ends = zip(sizes, total, _in_parts(share), strict=True)
         sizes = [torch.maximum(size, (x + more).abs()) for size, x, more in ends]
     return in_tolerances(estimate, sizes, control.rtol, control.atol)
+
+
+def _in_parts(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Complex ones as real and imaginary part, each a number of its own as in a state."""
+    return [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in tensors]
