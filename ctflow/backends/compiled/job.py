@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ctflow.backends.captures import Autocast
 from ctflow.backends.compiled.controls import control_key
+from ctflow.backends.compiled.followed import as_real, check_followed
 from ctflow.backends.compiled.library import Family, Sketch
 from ctflow.backends.compiled.reads import Reads, check_unchanged, note_counters
 from ctflow.backends.compiled.trace import Traced, trace
+from ctflow.backends.field import Field
 from ctflow.backends.native.control import Control
 from ctflow.backends.native.stops import Stops
 from ctflow.backends.protocol import Solver
@@ -171,7 +173,14 @@ class Job(NamedTuple):
                     )
             sketch.note_decisions()
             sketch.mode.allow_non_fake_inputs = True  # from here on the code is our own
-            return found
+        self._check(found)
+        return found
+
+    def _check(self, traced: Traced) -> None:
+        """Hold what was followed against `f` itself, at the start."""
+        y = self.layout.pack(self.problem.y0).detach()
+        field, inputs = Field(self.problem, self.layout), (self.times[:, 0].to(y.dtype), y)
+        check_followed(field, traced, inputs, self.reads.tensors, rest_of(self))
 
     @property
     def extent(self) -> int:
@@ -204,16 +213,15 @@ def rest_of(job: Job) -> list[Tensor]:
 
     Complex ones as real and imaginary part: no loop takes them otherwise.
     """
-    tensors = (x if x.is_contiguous() else x.detach().contiguous() for x in job.reads.tensors)
-    real = (torch.view_as_real(x.detach()) if x.is_complex() else x for x in tensors)
-    return [*real, _as_long_as(job.extent, job.layout.device)]
+    real = (as_real(x.detach()) if x.is_complex() else x for x in job.reads.tensors)
+    tensors = (x if x.is_contiguous() else x.detach().contiguous() for x in real)
+    return [*tensors, _as_long_as(job.extent, job.layout.device)]
 
 
 def totals_of(job: Job) -> list[Tensor]:
     """Zeros for the gradient of each wanted tensor, real as `rest_of` hands them over."""
-    wanted = (job.reads.tensors[i].detach() for i in job.wanted or ())
-    real = (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in wanted)
-    return [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in real]
+    wanted = (as_real(job.reads.tensors[i].detach()) for i in job.wanted or ())
+    return [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in wanted]
 
 
 def as_given(job: Job, totals: Sequence[Tensor]) -> list[Tensor]:

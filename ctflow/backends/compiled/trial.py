@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ctflow.errors import Unsupported
 
-__all__ = ["Looped", "check", "loop", "nudged"]
+__all__ = ["Looped", "check", "distances", "loop", "nudged"]
 
 _STEPS = 6  # of the trial
 _FEW = 3  # steps after which a fault of the loop has shown
@@ -90,7 +90,7 @@ def check(module: Looped, program: Run, inputs: Sequence[Tensor]) -> None:
         A few steps, operator by operator; once for each program and process.
     """
     found = _compared(module, program, module.limited(inputs, _STEPS), ())
-    if max(_distances(found.pairs), default=0.0) <= _half_the_digits(found.pairs):
+    if max(distances(found.pairs), default=0.0) <= _half_the_digits(found.pairs):
         return
     starts = [nudged(inputs, n) for n in _STARTS]
     if _mostly_alike(module, program, inputs, starts, _FEW):
@@ -116,15 +116,15 @@ def _mostly_alike(
     given = _compared(module, program, module.limited(inputs, n_steps), module.GUESSES)
     least = _half_the_digits(given.pairs)
     scatter = [0.0] * len(given.pairs)
-    distances: list[list[float]] = []
+    apart: list[list[float]] = []
     for start in starts:
         found = _compared(module, program, module.limited(start, n_steps), module.GUESSES)
-        distances.append(_distances(found.pairs))
-        moved = _distances(list(zip(given.whole, found.whole, strict=True)))
+        apart.append(distances(found.pairs))
+        moved = distances(list(zip(given.whole, found.whole, strict=True)))
         if math.inf not in moved:  # else it took other steps
             scatter = [max(two) for two in zip(scatter, moved, strict=True)]
     most = [max(least, min(_MARGIN * far, _ROUGHEST)) for far in scatter]
-    alike = [all(a <= b for a, b in zip(each, most, strict=True)) for each in distances]
+    alike = [all(a <= b for a, b in zip(each, most, strict=True)) for each in apart]
     return sum(alike) >= len(starts) - 1
 
 
@@ -137,7 +137,7 @@ def _alike_from_half(
         return True
     found = [_both(module, program, start)[0] for start in starts]
     scatter = max(
-        max(_distances([(given[i][0], other[i][0]) for i in module.RESULTS]), default=0.0)
+        max(distances([(given[i][0], other[i][0]) for i in module.RESULTS]), default=0.0)
         for other in found
     )
     share = min(max(_ROUGH, scatter), _ROUGHEST)
@@ -150,7 +150,7 @@ def _about_the_same(module: Looped, returned: Sequence[_Pair], share: float) -> 
     results = [returned[i] for i in module.RESULTS]
     return all(
         far <= share or _few_differ(*pair, module.SAMPLES.get(i))
-        for i, pair, far in zip(module.RESULTS, results, _distances(results), strict=True)
+        for i, pair, far in zip(module.RESULTS, results, distances(results), strict=True)
     )
 
 
@@ -275,7 +275,7 @@ def _finite(x: Tensor) -> Tensor:
     return torch.nan_to_num(x.double(), 0.0, 0.0, 0.0)
 
 
-def _distances(pairs: Sequence[_Pair]) -> list[float]:
+def distances(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
     """Of two tensors, as a share of their own size or of some of the largest of all.
 
     A gradient that is zero but for rounding, as that of a bias before a normalisation, has no
