@@ -35,6 +35,7 @@ __all__ = [
     "effect_of_drift",
     "in_tolerances",
     "recorded",
+    "scale_of",
     "size_of",
     "walk",
     "warn",
@@ -88,6 +89,21 @@ class Linearised(Protocol):
         One tensor for each of `leaves`; `keep` says whether the graphs are needed again.
         """
         ...
+
+
+def scale_of(size: Tensor, absolute: bool) -> Tensor:
+    """What the adjoint, which is linear, is divided by while it is solved.
+
+    Args:
+        size: The largest of the incoming gradient: one number, or one for each sample.
+        absolute: Whether the tolerances are not in units of it.
+
+    Returns:
+        The size, where it is not 0; of absolute tolerances 1.
+    """
+    if absolute:
+        return torch.ones_like(size)
+    return torch.where(size > 0, size, 1.0)
 
 
 def recorded(

@@ -28,6 +28,8 @@ __all__ = [
     "Tolerances",
     "check",
     "default_tolerances",
+    "is_absolute",
+    "leaves_out",
     "resolve",
     "resolved",
 ]
@@ -80,22 +82,37 @@ class Tolerances:
         rtol: Relative tolerance: of state and adjoint element by element; of the parameter gradient
             relative to each element or to the root mean square of the tensor that it is in,
             whichever is larger.
-        atol: Absolute tolerance. The adjoint and the parameter gradient are divided by the size of
-            the incoming gradient first, so that it means the same for a sum and a mean.
+        atol: Absolute tolerance, in `unit`.
         norm: "full" lets the error estimate of the parameter gradient take part in accepting a
             step; "seminorm" leaves it out (arXiv 2009.09457): fewer steps, and a warning where the
             estimate says that this cost accuracy.
+        unit: "gradient" divides the adjoint and the parameter gradient by the size of the incoming
+            gradient first, so that `atol` means the same for a sum and a mean; "absolute" leaves
+            them as they are, as torchdiffeq does: for a mean over many numbers, whose gradients
+            are small, `atol` then checks next to nothing.
     """
 
     rtol: float
     atol: float
     norm: Literal["full", "seminorm"] = "full"
+    unit: Literal["gradient", "absolute"] = "gradient"
 
     def __post_init__(self) -> None:
         """Refuse what no solver can honour."""
         _check_number("rtol", self.rtol, zero=True)
         _check_number("atol", self.atol)
         _check_choice("norm", self.norm, ("full", "seminorm"))
+        _check_choice("unit", self.unit, ("gradient", "absolute"))
+
+
+def leaves_out(own: Tolerances | None) -> bool:
+    """Whether the error of the parameter gradient decides nothing about a step backwards."""
+    return own is not None and own.norm == "seminorm"
+
+
+def is_absolute(own: Tolerances | None) -> bool:
+    """Whether tolerances backwards are not in units of the incoming gradient."""
+    return own is not None and own.unit == "absolute"
 
 
 @dataclass(frozen=True)

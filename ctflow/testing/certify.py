@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctflow.api import as_solver
 from ctflow.backends import registry
-from ctflow.backends.protocol import Solver, Tolerances
+from ctflow.backends.protocol import Solver
 from ctflow.errors import CtflowError, InvalidProblem
 from ctflow.problem import ODEProblem
 from ctflow.state import leaves_of
@@ -146,7 +146,7 @@ def _search(judge: Judge, full: Solver) -> tuple[Solver | None, Measured | None]
 def _candidates(problem: ODEProblem, full: Solver) -> Iterator[Solver]:
     others = [full, *_other_gradients(problem, full)]
     if full.backward is not None and full.backward.norm == "seminorm":
-        norm = Tolerances(full.backward.rtol, full.backward.atol)
+        norm = replace(full.backward, norm="full")
         others.insert(1, replace(full, backward=norm))
     for k in range(10):
         for solver in others:

@@ -29,6 +29,7 @@ from ctflow.backends.native.gradients.adjoint import backward_size, used_up
 from ctflow.backends.native.gradients.quadrature import quadrature_error
 from ctflow.backends.native.gradients.replay import exchange, well
 from ctflow.backends.native.step import warm
+from ctflow.backends.protocol import Tolerances, leaves_out
 from ctflow.solution import Counts, GradientReport, Stats
 from ctflow.state import leaves_of
 
@@ -115,7 +116,8 @@ class _Back(NamedTuple):
             g = torch.where((outcome.status == 0).to(g.device).unsqueeze(1), g, 0.0)
             out = out[:, source.to(out.device)]
             times, largest, size = (exchange(source, x) for x in (times, largest, size))
-        control, seminorm = backward_of(job.solver, job.control, out.shape[2])
+        control = backward_of(job.solver, job.control, out.shape[2])
+        seminorm = leaves_out(job.solver.backward)
         job = job._replace(control=control)
         values = started(control, control_values(control, times), size)
         n, limit = times.shape[1], job.solver.max_steps
@@ -129,7 +131,7 @@ class _Back(NamedTuple):
             (_OUTPUTS if job.inside else _ENDS).walk,
             rest[-1].shape[0],
         )  # fmt: skip
-        family = family_of(job, "adjoint under seminorm" if seminorm else "adjoint")
+        family = family_of(job, _name(job.solver.backward))
         program = family.get(inputs, _Maker(job, seminorm).walk)
         head, costs, a, factor = program(inputs.tensors)
         told = Head(*head.tolist())
@@ -233,8 +235,17 @@ class _Maker(NamedTuple):
         with job.autocast.again():
             traced = job.traced(sketch, tensors)
         return AdjointPhases(
-            job.tableau, job.control, traced, n_values, self.seminorm, _carries(job, batch), n_stops
-        )
+            job.tableau, job.control, traced, n_values, job.solver.backward, _carries(job, batch),
+            n_stops,
+        )  # fmt: skip
+
+
+def _name(own: Tolerances | None) -> str:
+    """Of the programs for these tolerances, whose numbers are inputs."""
+    if own is None:
+        return "adjoint"
+    full, relative = own.norm == "full", own.unit == "gradient"
+    return f"adjoint{'' if full else ' under seminorm'}{'' if relative else ', absolute'}"
 
 
 def _carries(job: Job, batch: int) -> bool:

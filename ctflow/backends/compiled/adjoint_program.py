@@ -18,6 +18,7 @@ from ctflow.backends.adjoint import (
     Linearised,
     drift_of,
     effect_of_drift,
+    scale_of,
     size_of,
 )
 from ctflow.backends.compiled.controls import judge, memory_before, with_values
@@ -30,6 +31,7 @@ from ctflow.backends.native.gradients.quadrature import FAR, WithQuadrature
 from ctflow.backends.native.loop import resolution, step_end
 from ctflow.backends.native.step import combine, rk_step
 from ctflow.backends.native.stops import Stops
+from ctflow.backends.protocol import Tolerances, is_absolute, leaves_out
 from ctflow.backends.tableau import Tableau
 
 __all__ = ["AdjointPhases", "AdjointProgram", "EffectProgram", "Ends", "Head", "Kept"]
@@ -149,7 +151,8 @@ class AdjointPhases:
         control: Step sizes of the backward solve; its values are replaced by inputs.
         traced: f and its vector-Jacobian product as graphs.
         n_values: How many values the control takes.
-        seminorm: Leave the parameters' quadrature out of the step decision, and sum up its error.
+        own: Tolerances of the backward solve, whose numbers are inputs. Under the seminorm the
+            error of the parameters' quadrature is summed up, and decides nothing.
         carries: Whether the derivative at the end of a step is kept for the next: of one sample,
             without outputs inside, where it jumps.
         n_stops: How many inputs say where steps must end: 0, 1 (times) or 2 (and jumps).
@@ -159,9 +162,14 @@ class AdjointPhases:
     control: Control
     traced: Traced
     n_values: int
-    seminorm: bool
+    own: Tolerances | None
     carries: bool
     n_stops: int = 0
+
+    @property
+    def seminorm(self) -> bool:
+        """Whether the error of the parameters' quadrature decides nothing."""
+        return leaves_out(self.own)
 
     @property
     def n_totals(self) -> int:
@@ -176,12 +184,11 @@ class AdjointPhases:
     def start(self, head: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         """What the loop carries at its beginning, and the `Constants`.
 
-        The adjoint is linear: each sample's is solved at size 1.
+        The adjoint is linear: each sample's is solved at size 1, or as it is.
         """
         ends = Ends(*inputs[:4])
         control, stops, field = self._split(inputs[4:])
-        size = ends.g.abs().amax(dim=(0, 2))
-        scale = torch.where(size > 0, size, 1.0).unsqueeze(1)
+        scale = scale_of(ends.g.abs().amax(dim=(0, 2)), is_absolute(self.own)).unsqueeze(1)
         t, t_next = ends.times[:, -1], ends.times[:, -2]
         constants = Constants(
             ends.g / scale,

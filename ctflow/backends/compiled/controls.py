@@ -39,7 +39,7 @@ class _Known(NamedTuple):
 
 _KNOWN: dict[int, _Known] = {}
 _USUAL: dict[tuple[object, ...], Control] = {}
-_BACKWARD: dict[tuple[object, ...], tuple[Control, Control, bool]] = {}
+_BACKWARD: dict[tuple[object, ...], tuple[Control, Control]] = {}
 _MOST = 256
 
 
@@ -71,8 +71,8 @@ def usual_control(solver: Solver, n_counted: int, n_variables: int) -> Control:
     return found
 
 
-def backward_of(solver: Solver, control: Control, n_variables: int) -> tuple[Control, bool]:
-    """The control of the adjoint's backward solve, and whether it leaves the quadrature out.
+def backward_of(solver: Solver, control: Control, n_variables: int) -> Control:
+    """The control of the adjoint's backward solve.
 
     The same object for the same settings. Where it begins with a size that the forward solve
     found, a 1 stands for what `started` puts in its place.
@@ -87,9 +87,9 @@ def backward_of(solver: Solver, control: Control, n_variables: int) -> tuple[Con
     if found is None or found[0] is not control:
         if len(_BACKWARD) >= _MOST:
             _BACKWARD.clear()
-        own, seminorm = backward_control(solver, control, n_variables)
-        found = _BACKWARD[key] = control, begun(own, control, 1.0), seminorm
-    return found[1], found[2]
+        own = backward_control(solver, control, n_variables)
+        found = _BACKWARD[key] = control, begun(own, control, 1.0)
+    return found[1]
 
 
 def started(control: Control, values: tuple[Tensor, ...], size: Tensor) -> tuple[Tensor, ...]:

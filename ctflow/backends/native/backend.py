@@ -322,8 +322,9 @@ class _Adjoint:
         self, plan: Integration, field: Field, captures: Captures, y0: Tensor, f0: Tensor
     ) -> tuple[Tensor, Outcome, list[Stats]]:
         """Solve; see `adjoint.run`."""
-        control, seminorm = backward_control(self.solver, self.like or plan.control, y0.shape[1])
-        return adjoint.run(plan, control, seminorm, field, captures, y0, f0, self.report)
+        control = backward_control(self.solver, self.like or plan.control, y0.shape[1])
+        own = self.solver.backward
+        return adjoint.run(plan, control, own, field, captures, y0, f0, self.report)
 
 
 def _run(
@@ -433,8 +434,8 @@ def stops_of(problem: ODEProblem, solver: Solver, times: Tensor) -> Stops | None
     return Stops(both, jumps) if len(both) else None
 
 
-def backward_control(solver: Solver, forward: Control, n_variables: int) -> tuple[Control, bool]:
-    """The control of the adjoint's backward solve, and whether it leaves the quadrature out."""
+def backward_control(solver: Solver, forward: Control, n_variables: int) -> Control:
+    """The control of the adjoint's backward solve."""
     own, control = solver.backward, forward
     if isinstance(control, Adaptive):
         control = replace(_twice(control, n_variables), first_size=None)
@@ -442,7 +443,7 @@ def backward_control(solver: Solver, forward: Control, n_variables: int) -> tupl
             control = replace(control, rtol=own.rtol, atol=own.atol)
     elif own is not None:
         control = Adaptive(own.rtol, own.atol)
-    return control, own is not None and own.norm == "seminorm"
+    return control
 
 
 def _twice(control: Adaptive, n_variables: int) -> Adaptive:

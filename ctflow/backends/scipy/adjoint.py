@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctflow.backends.adjoint import AdjointField, RanAway, conclude, walk
+from ctflow.backends.adjoint import AdjointField, RanAway, conclude, scale_of, walk
 from ctflow.backends.adjoint_node import attach_adjoint
 from ctflow.backends.captures import Captures
 from ctflow.backends.field import Field
+from ctflow.backends.protocol import is_absolute
 from ctflow.backends.scipy.course import Plan, Stopped, Tally, follow
 from ctflow.backends.scipy.forward import Forward
 from ctflow.backends.scipy.integrators import METHODS, Integrator
@@ -78,7 +79,7 @@ def _pull_back(job: Job, out: Tensor, g: Tensor) -> list[Tensor]:
     size = g.abs().amax()
     if not bool(torch.isfinite(size)):
         return [torch.full_like(x, torch.nan) for x in (g[0], *job.captures.inputs)]
-    scale = torch.where(size > 0, size, 1.0)  # linear in g: tolerances are for size 1
+    scale = scale_of(size, is_absolute(job.forward.solver.backward))
     with job.captures.cut() as leaves:
         field = AdjointField(job.forward.field, job.captures, leaves)
         solver = _Backward(job, field)

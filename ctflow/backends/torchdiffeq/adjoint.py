@@ -16,8 +16,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ctflow.backends.adjoint import scale_of
 from ctflow.backends.captures import Captures, refuse_second, refuse_several, sequence_number
 from ctflow.backends.field import Field
+from ctflow.backends.protocol import is_absolute
 from ctflow.backends.times import shift
 from ctflow.backends.torchdiffeq.forward import complete, plain
 from ctflow.backends.torchdiffeq.library import odeint_adjoint
@@ -140,7 +142,7 @@ class _Inner:
         size = g.abs().amax()
         if not bool(torch.isfinite(size)):
             return tuple(torch.full_like(x, torch.nan) for x in inputs)
-        scale = torch.where(size > 0, size, 1.0)  # linear in g: tolerances are for size 1
+        scale = scale_of(size, is_absolute(self.plan.solver.backward))
         tally = self.watch.begin(float(times[-1]))
         with self.put_back() as captures:
             self.watch.inspect = partial(_inspect, captures, self.leaves)

@@ -147,4 +147,6 @@ def _about_backward(solver: Solver) -> list[str]:
         found.append("`backward` tolerances mean nothing to the fixed steps of `step`")
     if solver.backward is not None and solver.backward.norm == "seminorm":
         found.append("Tolerances(norm='seminorm') is not offered for SDEs")
+    if solver.backward is not None and solver.backward.unit == "absolute":
+        found.append("Tolerances(unit='absolute') is not offered for SDEs")
     return found

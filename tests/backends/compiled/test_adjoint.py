@@ -186,6 +186,21 @@ def test_parameters(coupling: Any, backward: Tolerances | None) -> None:  # noqa
     assert (reports[1] > 0) == (backward is not None)
 
 
+@pytest.mark.usefixtures("by_operator")
+@pytest.mark.filterwarnings("ignore::ctflow.errors.GradientWarning")
+def test_tolerances_in_either_unit() -> None:
+    """Right after one another, of one size: two programs, with the steps that native takes."""
+    f, steps = Field(), []
+    for unit in ("gradient", "absolute"):
+        backward = Tolerances(1e-6, 1e-2, unit=unit)  # pyright: ignore
+        solver = Solver(rtol=1e-6, atol=1e-6, coupling="shared", backward=backward)
+        leaves = (_start(), 3 * _start(1)[0], torch.linspace(0, 2, 2, dtype=FLOAT))
+        found = _agree(lambda y0, a, t: ODEProblem(f, y0, t, args=a), leaves, solver)
+        assert found.stats.backward is not None
+        steps.append(int(found.stats.backward.n_steps))
+    assert steps[0] != steps[1]
+
+
 @couplings
 @pytest.mark.usefixtures("by_operator")
 def test_fixed_steps_of_another_method_and_a_nested_state(coupling: Any) -> None:  # noqa: ANN401

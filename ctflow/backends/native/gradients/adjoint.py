@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ctflow.backends.adjoint import AdjointField, RanAway, conclude, walk
+from ctflow.backends.adjoint import AdjointField, RanAway, conclude, scale_of, walk
 from ctflow.backends.adjoint_node import pulled_back, remember
 from ctflow.backends.captures import Captures
 from ctflow.backends.field import Field
@@ -18,6 +18,7 @@ from ctflow.backends.native.gradients.quadrature import FAR, WithQuadrature
 from ctflow.backends.native.gradients.replay import exchange, well
 from ctflow.backends.native.loop import Integration, Outcome
 from ctflow.backends.native.step import Step
+from ctflow.backends.protocol import Tolerances, is_absolute, leaves_out
 from ctflow.errors import SolveFailed
 from ctflow.solution import Counts, GradientReport, Stats, Status
 
@@ -41,7 +42,7 @@ class _Job(NamedTuple):
 
     plan: Integration
     backward: Control
-    seminorm: bool
+    own: Tolerances | None
     field: Field
     captures: Captures
     f0: Tensor
@@ -54,7 +55,7 @@ class _Job(NamedTuple):
 def run(
     plan: Integration,
     backward: Control,
-    seminorm: bool,
+    own: Tolerances | None,
     field: Field,
     captures: Captures,
     y0: Tensor,
@@ -66,7 +67,7 @@ def run(
     Args:
         plan: Method, control, times, limit.
         backward: Control of the backward solve.
-        seminorm: Leave the parameters' quadrature out of the step decision.
+        own: Its tolerances, where they are not those of the forward pass.
         field: dy/dt on flat tensors.
         captures: What `field` reads beside t and y.
         y0: Initial state, [B, N].
@@ -81,7 +82,7 @@ def run(
         Memory of the outputs. Backward: for each step one evaluation and one vector-Jacobian
         product a stage, and two products with respect to all parameters.
     """
-    job = _Job(plan, backward, seminorm, field, captures, f0, report, _Range(y0), [], [])
+    job = _Job(plan, backward, own, field, captures, f0, report, _Range(y0), [], [])
     out: Tensor = _Adjoint.apply(job, y0, *captures.inputs)  # pyright: ignore
     return out, job.outcomes[0], job.stats
 
@@ -148,14 +149,13 @@ def _pull_back(job: _Job, out: Tensor, g: Tensor) -> list[Tensor]:
     times = exchange(source, job.plan.grid)
     bound = FAR * exchange(source, job.range.largest)
     control = begun(job.backward, job.plan.control, exchange(source, backward_size(outcome)))
-    size = g.abs().amax(dim=(0, 2))  # the adjoint is linear: each sample's is solved at size 1
-    scale = torch.where(size > 0, size, 1.0).unsqueeze(1)
+    scale = scale_of(g.abs().amax(dim=(0, 2)), is_absolute(job.own)).unsqueeze(1)
     with job.captures.cut() as leaves:
         field = AdjointField(job.field, job.captures, leaves)
         solver = _Backward(job, control, field, scale / scale.amax(), bound)
         a, found = walk(solver, field, times, out, g / scale)
     error = solver.quadrature_error()
-    conclude(job.report, times, found, solver.gradients, error if job.seminorm else 0.0)
+    conclude(job.report, times, found, solver.gradients, error if leaves_out(job.own) else 0.0)
     for stats in job.stats:
         stats.backward = solver.counts(field.n_f_evals)
     return [a * scale, *(q * scale.amax() for q in solver.gradients)]
@@ -168,7 +168,7 @@ class _Backward:
         self, job: _Job, control: Control, field: AdjointField, share: Tensor, bound: Tensor
     ) -> None:
         self._job = job
-        self._control = WithQuadrature(control, field, share, bound, job.seminorm)
+        self._control = WithQuadrature(control, field, share, bound, leaves_out(job.own))
         self._size: Tensor | None = None
         self._counts: list[Counts] = []  # not the outcomes, whose traces grow by a time a step
         self._left = job.plan.max_steps
