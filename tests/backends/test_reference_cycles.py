@@ -18,7 +18,7 @@ ROUTES = [
     *(("native", gradient) for gradient in ("direct", "checkpointed", "adjoint")),
     pytest.param("compiled", "direct", marks=pytest.mark.slow),
     pytest.param("compiled", "checkpointed", marks=pytest.mark.slow),
-    ("compiled", "adjoint"),
+    pytest.param("compiled", "adjoint", marks=pytest.mark.slow),
     ("torchdiffeq", "direct"),
     ("torchdiffeq", "adjoint"),
 ]  # SciPy's own solvers refer to themselves, and so to f

@@ -220,7 +220,7 @@ def test_on_a_prescribed_grid_it_is_native_to_rounding() -> None:
     ("coupling", "gradient"),
     [
         ("shared", "adjoint"),
-        ("per_sample", "direct"),
+        pytest.param("per_sample", "direct", marks=pytest.mark.slow),
         # Those of a state in parts are in test_graphs.
         pytest.param("shared", "checkpointed", marks=pytest.mark.slow),
         pytest.param("shared", "direct", marks=pytest.mark.slow),

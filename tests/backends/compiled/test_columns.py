@@ -112,6 +112,7 @@ def test_many_rows_need_no_intermediate_of_every_product() -> None:
     assert largest == 20 * rows
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("any_folder")
 @pytest.mark.compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about itself

@@ -216,8 +216,14 @@ def test_a_trace_by_one_product_is_for_any_batch_size(monkeypatch: pytest.Monkey
     assert max(condensed) < min(whole)
 
 
+# A trace by columns is followed in a few seconds, but four times: two ways in every run.
+LONG = ("divergence, forward", "divergence, row by row")
+
+
 @pytest.mark.usefixtures("either_way")
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=pytest.mark.slow if x in LONG else ()) for x in FIELDS]
+)
 def test_a_field_is_solved_as_by_native(name: str) -> None:
     """To rounding, which steps amplify up to the tolerance where the field has kinks in time."""
     rtol = 1e-6 if name == "control path" else 1e-8

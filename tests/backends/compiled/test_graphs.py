@@ -292,7 +292,7 @@ class _Ring(_Pieces):
     ("field", "rows"),
     [
         pytest.param(_Pieces, (5, 9, 12), marks=pytest.mark.slow),
-        (_Pieces, (128, 200, 333)),
+        pytest.param(_Pieces, (128, 200, 333), marks=pytest.mark.slow),
         (_Ring, (5, 9, 12)),
     ],
 )

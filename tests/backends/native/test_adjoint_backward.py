@@ -243,7 +243,7 @@ def square(t: Tensor, y: Tensor) -> Tensor:
     [
         ("native", "shared"),
         ("native", "per_sample"),
-        pytest.param("compiled", "shared", marks=pytest.mark.compiler),
+        pytest.param("compiled", "shared", marks=[pytest.mark.compiler, pytest.mark.slow]),
         pytest.param("compiled", "per_sample", marks=[pytest.mark.compiler, pytest.mark.slow]),
     ],
 )
