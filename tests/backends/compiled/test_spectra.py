@@ -55,6 +55,8 @@ FIELDS: dict[str, Callable[[], Callable[..., Tensor]]] = {
     "square": lambda: _square,
 }
 
+EVERY_RUN = [(name, "direct") for name in FIELDS] + [("neural operator", "adjoint")]
+
 
 def _check(f: Callable[..., Tensor], gradient: str) -> None:
     """Values and all gradients are native's to rounding."""
@@ -76,7 +78,7 @@ def _check(f: Callable[..., Tensor], gradient: str) -> None:
         pytest.param(
             name,
             gradient,
-            marks=[] if name == "neural operator" or gradient == "direct" else pytest.mark.slow,
+            marks=[] if (name, gradient) in EVERY_RUN else pytest.mark.slow,
         )
         for name in FIELDS
         for gradient in ("direct", "checkpointed", "adjoint")
