@@ -82,7 +82,10 @@ class Program:
         try:
             return self._run(inputs)
         except RuntimeError as error:
-            raise (out_of_range(error) or error) from error
+            about_index = out_of_range(error)
+            if about_index is None:
+                raise
+            raise about_index from error
 
 
 def cache_directory() -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ctflow.backends.compiled.reads import Reads
 from ctflow.backends.compiled.trace import Traced
 from ctflow.backends.compiled.trial import distances, nudged
 from ctflow.backends.field import Field
@@ -26,7 +27,7 @@ def check_followed(
     field: Field,
     traced: Traced,
     inputs: tuple[Tensor, Tensor],
-    own: Sequence[Tensor],
+    reads: Reads,
     given: Sequence[Tensor],
 ) -> None:
     """Compare graphs with the function that they were made of: its value, and all products.
@@ -35,7 +36,7 @@ def check_followed(
         field: The function.
         traced: The graphs.
         inputs: t [B] and y [B, N].
-        own: The tensors that the function reads.
+        reads: The tensors that the function reads.
         given: What the graphs take in their place.
 
     Raises:
@@ -45,9 +46,9 @@ def check_followed(
         Two evaluations of `f`, and two of its vector-Jacobian product where one is wanted.
     """
     t, y = inputs
-    if _alike(field, traced, t, y, own, given):
+    if _alike(field, traced, t, y, reads, given):
         return
-    if any(_alike(field, traced, t, nudged([y], n)[0], own, given) for n in _STARTS):
+    if any(_alike(field, traced, t, nudged([y], n)[0], reads, given) for n in _STARTS):
         return
     raise Unsupported(
         "backend 'compiled' followed `f` into operations that give other values than `f` does. "
@@ -61,15 +62,16 @@ def _alike(
     traced: Traced,
     t: Tensor,
     y: Tensor,
-    own: Sequence[Tensor],
+    reads: Reads,
     given: Sequence[Tensor],
 ) -> bool:
     with torch.no_grad():
         pairs = [(field(t, y), traced.value(t, y, *given))]
     if traced.pulled is not None:
         cotangent = torch.cos(torch.arange(y.numel(), device=y.device)).reshape(y.shape).to(y)
-        inner = [own[i] for i in traced.wanted]
-        with torch.enable_grad():
+        leaves = [x.detach() for x in reads.tensors]  # one may have been computed from another
+        inner = [leaves[i].requires_grad_() for i in traced.wanted]
+        with torch.enable_grad(), reads.replaced(field, leaves):
             state = y.detach().requires_grad_()
             dy = field(t, state)
             found: Sequence[Tensor] = [torch.zeros_like(x) for x in (state, *inner)]

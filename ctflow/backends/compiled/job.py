@@ -180,7 +180,7 @@ class Job(NamedTuple):
         """Hold what was followed against `f` itself, at the start."""
         y = self.layout.pack(self.problem.y0).detach()
         field, inputs = Field(self.problem, self.layout), (self.times[:, 0].to(y.dtype), y)
-        check_followed(field, traced, inputs, self.reads.tensors, rest_of(self))
+        check_followed(field, traced, inputs, self.reads, rest_of(self))
 
     @property
     def extent(self) -> int:

@@ -41,6 +41,10 @@ def _like_another(y: Tensor) -> Tensor:
     return -y if type(y) is Tensor else -2.0 * y
 
 
+def _quadratic(t: Tensor, y: Tensor, args: tuple[Tensor, Tensor]) -> Tensor:
+    return args[0] * y - args[1] * y**2
+
+
 @pytest.mark.parametrize("gradient", [False, True])
 def test_an_f_that_knows_that_it_is_followed(gradient: bool) -> None:
     """It gives other values then."""
@@ -66,6 +70,22 @@ def test_a_graph_that_was_changed_wrongly(
     torch.manual_seed(0)
     with pytest.raises(Unsupported, match="other values than `f` does"):
         _solve(Net(), torch.randn(3, 2, dtype=torch.float64), gradient=True)
+
+
+def test_tensors_of_which_one_was_computed_from_another() -> None:
+    """Each has its own share, and the graph between them is left to the user's backward pass."""
+    found: list[Tensor] = []
+    for backend in ("native", CompiledBackend()):
+        a = torch.tensor([0.5, -0.3], dtype=torch.float64, requires_grad=True)
+        b = a.exp() * 2
+        y0 = torch.ones(3, 2, dtype=torch.float64)
+        problem = ODEProblem(_quadratic, y0, [0.0, 1.0], args=(a, b))
+        with operator_by_operator():
+            y = solve(problem, Solver(backend=backend, rtol=1e-8, atol=1e-8)).y  # pyright: ignore
+            y.square().sum().backward()
+        assert a.grad is not None
+        found.append(a.grad)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
 
 
 def test_a_start_on_the_edge_of_a_kink_is_solved() -> None:
