@@ -14,7 +14,16 @@ from torch.utils import _pytree as pytree  # pyright: ignore[reportPrivateUsage]
 
 from ctflow.errors import InvalidProblem
 
-__all__ = ["Layout", "State", "expand_time", "flatten_args", "leaves_of", "map_leaves", "widest"]
+__all__ = [
+    "Layout",
+    "State",
+    "as_real",
+    "expand_time",
+    "flatten_args",
+    "leaves_of",
+    "map_leaves",
+    "widest",
+]
 
 State: TypeAlias = "Tensor | tuple[State, ...] | list[State] | dict[str, State]"
 """What can be integrated: tensors of one dtype and device, bare or in tuples, lists and dicts."""
@@ -161,7 +170,7 @@ class Layout:
 
     def pack(self, y: State) -> Tensor:
         """The user's state as [B, N]; a view where the state is one contiguous tensor."""
-        flat = [_real(leaf).reshape(self.batch, -1) for leaf in leaves_of(y)]
+        flat = [as_real(leaf).reshape(self.batch, -1) for leaf in leaves_of(y)]
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
     @cached_property
@@ -229,7 +238,7 @@ class Layout:
             and leaf.dtype == self.dtype
             and leaf.device == self.device
         ):
-            return _real(leaf).reshape(self.batch, -1)
+            return as_real(leaf).reshape(self.batch, -1)
         name = "" if len(self.shapes) == 1 else f" (leaf {i})"
         if not isinstance(leaf, Tensor):
             raise InvalidProblem(
@@ -252,10 +261,10 @@ class Layout:
                 "Give `y0` the dtype of the parameters, or cast inside `f`."
             )
         # Autocast lowers products; the state keeps its precision.
-        return _real(leaf.to(self.dtype)).reshape(self.batch, -1)
+        return as_real(leaf.to(self.dtype)).reshape(self.batch, -1)
 
 
-def _real(leaf: Tensor) -> Tensor:
+def as_real(leaf: Tensor) -> Tensor:
     """Real and imaginary part as a last dimension; a real leaf itself."""
     return torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf
 

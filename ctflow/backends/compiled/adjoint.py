@@ -132,7 +132,7 @@ class _Back(NamedTuple):
             rest[-1].shape[0],
         )  # fmt: skip
         family = family_of(job, _name(job.solver.backward))
-        program = family.get(inputs, _Maker(job, seminorm).walk)
+        program = family.get(inputs, _Maker(job).walk)
         head, costs, a, factor = program(inputs.tensors)
         told = Head(*head.tolist())
         if told.lost:
@@ -168,7 +168,7 @@ class _Back(NamedTuple):
             rest[-1].shape[0],
         )
         family = family_of(job, "effect of drift")
-        family.get(inputs, _Maker(job, False).effect)(inputs.tensors)
+        family.get(inputs, _Maker(job).effect)(inputs.tensors)
         return errors[:-1].T.cpu(), shared[:-1].cpu()
 
     def by_native(self, y0: Tensor, g: Tensor) -> list[Tensor]:
@@ -209,14 +209,13 @@ class _Maker(NamedTuple):
     """Makes the programs of a job."""
 
     job: Job
-    seminorm: bool
 
     def walk(self, sketch: Sketch, fakes: Sequence[Tensor]) -> AdjointProgram:
         """The walk over all intervals."""
         job = self.job
         n_values = len(control_values(job.control, job.times))
         n_stops, n_totals = len(job.stop_values), len(job.wanted or ())
-        first = 8 + n_totals * (2 if self.seminorm else 1) + n_values + n_stops
+        first = 8 + n_totals * (1 + leaves_out(job.solver.backward)) + n_values + n_stops
         phases = self._phases(sketch, fakes[first:], n_values, n_stops, fakes[2].shape[1])
         with sketch.mode, torch.no_grad():
             return AdjointProgram(phases, fakes, job.exact)

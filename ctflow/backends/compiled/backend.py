@@ -21,7 +21,7 @@ from ctflow.backends.native.backend import NativeBackend, counted, method_of, st
 from ctflow.backends.native.control import Control
 from ctflow.backends.native.gradients.times import attach
 from ctflow.backends.native.loop import Integration
-from ctflow.backends.protocol import Feature, Solver, resolved
+from ctflow.backends.protocol import Feature, Solver, leaves_out, resolved
 from ctflow.backends.tableau import Tableau
 from ctflow.backends.times import shift
 from ctflow.errors import Unsupported
@@ -82,7 +82,7 @@ class CompiledBackend:
                 f"method={method.name!r} is implicit, and it compiles explicit ones; use "
                 "backend='native'"
             )
-        seminorm = solver.backward is not None and solver.backward.norm == "seminorm"
+        seminorm = leaves_out(solver.backward)
         if isinstance(method, Tableau) and method.e_low is not None and seminorm:
             reasons.append(f"method={method.name!r} has two estimates, no seminorm can add up both")
         return reasons

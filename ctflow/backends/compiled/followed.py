@@ -16,8 +16,9 @@ from ctflow.backends.compiled.trace import Traced
 from ctflow.backends.compiled.trial import distances, nudged
 from ctflow.backends.field import Field
 from ctflow.errors import Unsupported
+from ctflow.state import as_real
 
-__all__ = ["as_real", "check_followed"]
+__all__ = ["check_followed"]
 
 _ROUGH = 1e-2  # rounding may move a few activations over a kink
 _STARTS = (1, 2)  # how far each lies from the first, in units of rounding
@@ -84,8 +85,3 @@ def _alike(
         ours = [dy.detach(), *(as_real(x) for x in found)]
         pairs += list(zip(ours, theirs, strict=True))
     return max(distances(pairs)) <= _ROUGH
-
-
-def as_real(x: Tensor) -> Tensor:
-    """A complex tensor as its real and imaginary part, [..., 2]."""
-    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x

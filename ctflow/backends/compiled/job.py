@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctflow.backends.captures import Autocast
 from ctflow.backends.compiled.controls import control_key
-from ctflow.backends.compiled.followed import as_real, check_followed
+from ctflow.backends.compiled.followed import check_followed
 from ctflow.backends.compiled.library import Family, Sketch
 from ctflow.backends.compiled.reads import Reads, check_unchanged, note_counters
 from ctflow.backends.compiled.trace import Traced, trace
@@ -23,7 +23,7 @@ from ctflow.backends.protocol import Solver
 from ctflow.backends.tableau import Tableau
 from ctflow.errors import Unsupported
 from ctflow.problem import ODEProblem
-from ctflow.state import Layout, leaves_of, map_leaves
+from ctflow.state import Layout, as_real, leaves_of, map_leaves
 
 __all__ = ["RECORD_NAMES", "Job", "as_given", "family_of", "rest_of", "totals_of"]
 
@@ -213,7 +213,7 @@ def rest_of(job: Job) -> list[Tensor]:
 
     Complex ones as real and imaginary part: no loop takes them otherwise.
     """
-    real = (as_real(x.detach()) if x.is_complex() else x for x in job.reads.tensors)
+    real = map(as_real, job.reads.tensors)
     tensors = (x if x.is_contiguous() else x.detach().contiguous() for x in real)
     return [*tensors, _as_long_as(job.extent, job.layout.device)]
 

@@ -15,6 +15,7 @@ from torch.utils._sympy.reference import PythonReferenceAnalysis
 from ctflow.backends.compiled.equality import merge_equal
 from ctflow.backends.compiled.trace import Traced
 from ctflow.errors import Unsupported
+from ctflow.state import as_real
 
 __all__ = ["Split", "split"]
 
@@ -178,9 +179,7 @@ def _fewer(
 def _real(node: fx.Node) -> Tensor:
     """An example of what is handed on: of complex numbers real and imaginary part."""
     value: Tensor = node.meta["val"]
-    if not value.is_complex():
-        return value
-    return torch.view_as_real(value.resolve_conj().contiguous())
+    return as_real(value.contiguous()) if value.is_complex() else value
 
 
 def _like(new: fx.Node, old: fx.Node) -> fx.Node:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctflow.backends.captures import Autocast, Captures, sequence_number
 from ctflow.backends.field import Field
-from ctflow.backends.protocol import Feature, Solver, resolved
+from ctflow.backends.protocol import Feature, Solver, leaves_out, resolved
 from ctflow.backends.scipy import adjoint
 from ctflow.backends.scipy.adjoint import NORMS, Norm
 from ctflow.backends.scipy.forward import Forward, refuse_transforms
@@ -114,7 +114,7 @@ class ScipyBackend:
             reasons.append("`t` gives each sample its own times; it has one grid for all")
         if solver.gradient not in (None, "adjoint"):
             reasons.append(f"gradient={solver.gradient!r} is not adjoint")
-        if solver.backward is not None and solver.backward.norm == "seminorm":
+        if leaves_out(solver.backward):
             reasons.append("Tolerances(norm='seminorm'): its error estimate counts every variable")
         return reasons
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ctflow.backends.adjoint import AdjointField, Evaluated, in_tolerances
 from ctflow.backends.scipy.integrators import Integrator
 from ctflow.backends.scipy.slope import Array, array, tensor, time
-from ctflow.state import Layout
+from ctflow.state import Layout, as_real
 
 __all__ = ["Along", "Quadrature", "Within"]
 
@@ -238,8 +238,7 @@ class _Sum(NamedTuple):
 
 def _reals(x: Tensor) -> Tensor:
     """All numbers of a tensor in a row, a complex one as two."""
-    x = x.detach()
-    return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).reshape(-1)
+    return as_real(x.detach()).reshape(-1)
 
 
 def _like(flat: Tensor, leaf: Tensor) -> Tensor:

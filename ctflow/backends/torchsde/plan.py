@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ctflow.backends.protocol import Solver
+from ctflow.backends.protocol import Solver, is_absolute, leaves_out
 from ctflow.backends.torchsde.brownian import levy_area_of
 from ctflow.backends.torchsde.schemes import SCHEMES, default_method
 from ctflow.sde import SDEProblem
@@ -145,8 +145,8 @@ def _about_backward(solver: Solver) -> list[str]:
         found.append("`backward` tolerances belong to gradient='adjoint'")
     if solver.step is not None:
         found.append("`backward` tolerances mean nothing to the fixed steps of `step`")
-    if solver.backward is not None and solver.backward.norm == "seminorm":
+    if leaves_out(solver.backward):
         found.append("Tolerances(norm='seminorm') is not offered for SDEs")
-    if solver.backward is not None and solver.backward.unit == "absolute":
+    if is_absolute(solver.backward):
         found.append("Tolerances(unit='absolute') is not offered for SDEs")
     return found

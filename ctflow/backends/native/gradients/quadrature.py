@@ -11,6 +11,7 @@ from ctflow.backends.adjoint import Evaluated, Linearised, in_tolerances
 from ctflow.backends.native.control import Adaptive, Control, Span, Verdict, blended
 from ctflow.backends.native.method import Method
 from ctflow.backends.native.step import FlatField, Step
+from ctflow.state import as_real
 
 __all__ = ["FAR", "WithQuadrature", "quadrature_error"]
 
@@ -192,15 +193,13 @@ def _rms_ratio(
     share: Sequence[Tensor] | None,
     control: Adaptive,
 ) -> Tensor:
-    """One estimate in tolerances; what it is an error of is the larger of both ends."""
-    estimate, total = _in_parts(estimate), _in_parts(total)
+    """One estimate in tolerances; what it is an error of is the larger of both ends.
+
+    Real and imaginary part are numbers of their own, as in a state.
+    """
+    estimate, total = [as_real(x) for x in estimate], [as_real(x) for x in total]
     sizes = [x.abs() for x in total]
     if share is not None:
-        ends = zip(sizes, total, _in_parts(share), strict=True)
+        ends = zip(sizes, total, map(as_real, share), strict=True)
         sizes = [torch.maximum(size, (x + more).abs()) for size, x, more in ends]
     return in_tolerances(estimate, sizes, control.rtol, control.atol)
-
-
-def _in_parts(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Complex ones as real and imaginary part, each a number of its own as in a state."""
-    return [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in tensors]
