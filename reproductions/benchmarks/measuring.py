@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "LOOSE",
+    "ABSOLUTE",
     "SCALED",
     "Answer",
     "Contestant",
@@ -29,7 +29,7 @@ __all__ = [
 Task: TypeAlias = Literal["forward", "exact", "adjoint"]
 Samples: TypeAlias = Mapping[str, Sequence[float | None]]
 
-LOOSE = "adjoint, loose"  # ours, where its gradient is to be no better than torchdiffeq's
+ABSOLUTE = "adjoint, absolute"  # ours, with the absolute tolerance that the peers have
 SCALED = "adjoint, scaled"  # torchdiffeq's, with the absolute tolerance that ours has
 
 

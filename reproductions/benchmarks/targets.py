@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from _harness.bands import Band
 
-from benchmarks.measuring import LOOSE, Entry, Spread, ratio
+from benchmarks.measuring import ABSOLUTE, Entry, Spread, ratio
 
 __all__ = ["COMPARISONS", "OVERHEAD", "TARGETS", "Comparison", "compared", "fastest", "overheads"]
 
@@ -74,8 +74,8 @@ def compared(
         entries: Who was measured.
         samples: Their times by round.
         asked: Tasks and peers that the run was to have; a comparison outside is left out.
-        errors: Their errors, by key. With loose tolerances we take part only where we are not
-            farther off than the peer.
+        errors: Their errors, by key. With the peers' absolute tolerance we take part only
+            where we are not farther off than the peer.
     """
     bands = []
     ours = tuple({entry.library for entry in entries if entry.library.startswith("ctflow")})
@@ -84,7 +84,7 @@ def compared(
             continue
         peer = fastest(entries, samples, {"library": [column.peer], "mode": column.modes})
         most = float("nan") if peer is None else errors[peer.key]
-        able = [e for e in entries if e.mode != LOOSE or errors[e.key] <= most]
+        able = [e for e in entries if e.mode != ABSOLUTE or errors[e.key] <= most]
         own = fastest(able, samples, {"library": ours, "task": [column.task]})
         value = float("nan")
         if own is not None and peer is not None:
@@ -109,8 +109,7 @@ def overheads(
     bands = []
     ours = tuple({entry.library for entry in entries if entry.library.startswith("ctflow")})
     for task in ("forward", "exact", "adjoint"):
-        able = [entry for entry in entries if entry.mode != LOOSE]
-        own = fastest(able, samples, {"library": ours, "task": [task]})
+        own = fastest(entries, samples, {"library": ours, "task": [task]})
         least = None if own is None else limits[own.key]
         if own is not None and least:
             value = Spread.of(samples[own.key]).median / least

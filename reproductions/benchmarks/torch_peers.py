@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measuring import LOOSE, SCALED, Answer, Entry, Stopwatch, Tally
+from benchmarks.measuring import ABSOLUTE, SCALED, Answer, Entry, Stopwatch, Tally
 from benchmarks.workloads import Case
-from ctflow import ODEProblem, Solver, solve
+from ctflow import ODEProblem, Solver, Tolerances, solve
 from ctflow.backends import available
 from ctflow.errors import GradientWarning
 from ctflow.solution import raise_if_failed
@@ -139,21 +139,23 @@ def _ctflow(case: Case) -> Iterator[InProcess]:
             for mode in _GRADIENTS:
                 task = "adjoint" if mode == "adjoint" else "exact"
                 yield _ours(case, backend, Entry(library, mode, task))
-            if backend == "compiled" and case.loose is not None:
-                yield _ours(case, backend, Entry(library, LOOSE, "adjoint"))
+            if backend == "compiled" and case.absolute:
+                yield _ours(case, backend, Entry(library, ABSOLUTE, "adjoint"))
 
 
 def _ours(case: Case, backend: str, entry: Entry) -> InProcess:
     field = case.traceable if backend == "compiled" else case.field
     mode: Any = "adjoint" if entry.task == "adjoint" else entry.mode
+    tolerance = case.tolerance
+    as_the_peers = Tolerances(tolerance, tolerance, unit="absolute")
     solver = Solver(
         backend,
         method="dopri5",
-        rtol=case.tolerance,
-        atol=case.tolerance,
+        rtol=tolerance,
+        atol=tolerance,
         coupling="shared",
         gradient=None if entry.task == "forward" else mode,
-        backward=case.loose if entry.mode == LOOSE else None,
+        backward=as_the_peers if entry.mode == ABSOLUTE else None,
     )
 
     def states(y0: State) -> State:
@@ -224,7 +226,7 @@ def _torchdiffeq(case: Case) -> Iterator[InProcess]:
     yield one(Entry("torchdiffeq", "forward", "forward"))
     yield one(Entry("torchdiffeq", "direct", "exact"))
     yield one(Entry("torchdiffeq", "adjoint", "adjoint"))
-    if case.loose is not None:
+    if case.absolute:
         yield one(Entry("torchdiffeq", SCALED, "adjoint"))
 
 
