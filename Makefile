@@ -6,9 +6,9 @@ python = .venv/bin/python
 bare = .venv-bare/bin/python
 # Only the plugins that we name: TORCH=system may bring others along, and their warnings are errors.
 run_tests = . ./.ci/compiler.sh && PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
-# Not what takes long and was run; of compiled's own tests those that say what happens under python
-# -O, and a sample.
-fewer = -m 'not once' --ignore-glob='tests/backends/compiled/test_[!c]*'
+# Not what takes long and was run, of many cases three, and of compiled's own tests those that say
+# what happens under python -O, and a sample.
+fewer = -m 'not once' --few --ignore-glob='tests/backends/compiled/test_[!c]*'
 pytest = $(python) -m pytest -p xdist -p hypothesispytest -n 2
 
 .PHONY: help environment reproduce test lint types docs unit optimized bare clean

@@ -36,8 +36,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --slow."""
+    """Add --slow and --few."""
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption(
+        "--few", action="store_true", help="of each test's cases the first, the last, one between"
+    )
 
 
 def pytest_report_header() -> list[str]:
@@ -52,8 +55,9 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(trylast=True)  # what -m and -k leave
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what this run or this machine cannot do, with the reason."""
+    """Skip what this run or this machine cannot do, with the reason; and leave out with --few."""
     no_compiler = os.environ.get("CTFLOW_NO_COMPILER") or ("" if __debug__ else "python -O")
     if not no_compiler and torch.__version__ < (2, 13):
         no_compiler = "torch is older than 2.13"
@@ -66,3 +70,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in reasons.items():
             if reason is not None and item.get_closest_marker(marker) is not None:
                 item.add_marker(pytest.mark.skip(reason=reason))
+    if config.getoption("--few"):
+        kept = _few([item for item in items if item.get_closest_marker("skip") is None])
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
+
+
+def _few(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Of each test's cases the first, the last and one between."""
+    tests: dict[tuple[object, ...], list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault((item.parent, getattr(item, "originalname", item)), []).append(item)
+    return {cases[i] for cases in tests.values() for i in (0, len(cases) // 2, -1)}
