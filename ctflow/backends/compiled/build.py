@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -13,7 +12,6 @@ import zipfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._filelock import FileLock
 
+from ctflow.backends.compiled.fingerprint import fingerprint
 from ctflow.backends.compiled.linker import folders_without_spaces
 from ctflow.backends.compiled.loops import lean_loops
 from ctflow.backends.compiled.memory import keep_freed_memory
@@ -126,11 +125,8 @@ def built(module: nn.Module, inputs: Sequence[Tensor], dynamic: Any, name: str) 
         )
     began = time.perf_counter()
     try:
-        with torch.no_grad(), _quiet():
-            exported = torch.export.export(
-                module, tuple(inputs), dynamic_shapes=dynamic, strict=True
-            )
-            path = cache_directory() / f"{_fingerprint(exported)}.pt2"
+        options = _options(inputs)
+        path = cache_directory() / f"{fingerprint(module, inputs, dynamic, options)}.pt2"
         program = _loaded(path)
         if program is None:
             with _alone(path):
@@ -138,7 +134,11 @@ def built(module: nn.Module, inputs: Sequence[Tensor], dynamic: Any, name: str) 
                 if program is None:
                     torch._inductor.cpp_builder.get_cpp_compiler()  # pyright: ignore
                     logger.info("compiling %s; the next process finds it in %s", name, path.parent)
-                    program = _compiled(exported, path)
+                    with torch.no_grad(), _quiet():
+                        exported = torch.export.export(
+                            module, tuple(inputs), dynamic_shapes=dynamic, strict=True
+                        )
+                    program = _compiled(exported, options, path)
                     counts.compiled += 1
                     logger.info("compiled %s in %.1f s", name, time.perf_counter() - began)
                     return program
@@ -192,12 +192,12 @@ def _alone(path: Path) -> Generator[None]:
         lock.release()
 
 
-def _compiled(exported: Any, path: Path) -> Program:  # noqa: ANN401
+def _compiled(exported: Any, options: Mapping[str, Any], path: Path) -> Program:  # noqa: ANN401
     """Compile, and move the package to its place in one step."""
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "program.pt2"
         with _quiet(), folders_without_spaces():
-            _make_package(exported, package)
+            _make_package(exported, options, package)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = path.with_suffix(f".{os.getpid()}")
@@ -208,14 +208,14 @@ def _compiled(exported: Any, path: Path) -> Program:  # noqa: ANN401
         return Program(package)
 
 
-def _make_package(exported: Any, package: Path) -> None:  # noqa: ANN401
+def _make_package(exported: Any, options: Mapping[str, Any], package: Path) -> None:  # noqa: ANN401
     """Compile with lean loops and our products, or in the compiler's way where that does not do."""
 
     def make() -> None:
         torch._inductor.aoti_compile_and_package(  # pyright: ignore
             exported,
             package_path=str(package),
-            inductor_configs=_options(exported),
+            inductor_configs=dict(options),  # torch writes into it
         )
 
     try:
@@ -227,10 +227,9 @@ def _make_package(exported: Any, package: Path) -> None:  # noqa: ANN401
             make()
 
 
-def _options(exported: Any) -> dict[str, Any]:  # noqa: ANN401
-    """What the compiler is told; a new dict, for torch writes into it."""
-    values = (node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder")
-    on_cpu = all(x.device.type == "cpu" for x in values if isinstance(x, Tensor))
+def _options(inputs: Sequence[Tensor]) -> Mapping[str, Any]:
+    """What the compiler is told."""
+    on_cpu = all(x.device.type == "cpu" for x in inputs)
     return {**_OPTIONS, **(_ON_CPU if on_cpu else {})}
 
 
@@ -243,42 +242,6 @@ def _loaded(path: Path) -> Program | None:
     except RuntimeError as error:
         logger.warning("cannot load %s, compiling again: %s", path, _last_line(error))
         return None
-
-
-def _fingerprint(exported: Any) -> str:  # noqa: ANN401
-    """Everything the machine code depends on: operations, constants, sizes, versions, processor."""
-    parts = hashlib.sha256()
-    for graph in exported.graph_module.modules():
-        if isinstance(graph, torch.fx.GraphModule):
-            lines = graph.print_readable(print_output=False).splitlines()
-            code = (line for line in lines if not line.lstrip().startswith("#"))  # who wrote it
-            parts.update("\n".join(code).encode())
-    for name, constant in sorted(exported.constants.items()):
-        parts.update(name.encode())
-        if isinstance(constant, Tensor):
-            parts.update(constant.detach().cpu().contiguous().numpy().tobytes())
-    about = (
-        _source(),
-        torch.__version__,
-        torch.version.git_version,
-        str(exported.range_constraints),
-        torch.get_num_threads(),
-        torch.backends.cpu.get_cpu_capability(),
-        str(torch._inductor.cpu_vec_isa.pick_vec_isa()),  # pyright: ignore
-        repr(sorted(_options(exported).items())),
-        torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-    )
-    parts.update(repr(about).encode())
-    return parts.hexdigest()
-
-
-@lru_cache(maxsize=1)
-def _source() -> str:
-    """What makes the programs: kernels and rewrites may change where a graph does not."""
-    parts = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        parts.update(path.read_bytes())
-    return parts.hexdigest()
 
 
 @contextmanager

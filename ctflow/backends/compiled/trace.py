@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch._decomp import get_decompositions
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ctflow.backends.compiled.columns import by_columns
@@ -33,10 +34,16 @@ def _scaled_sum(x: Tensor, y: Any, alpha: float = 1) -> Any:  # noqa: ANN401
     return NotImplemented if alpha == 1 else x + alpha * y
 
 
+def _from_number(x: Tensor, y: complex, alpha: float = 1) -> Any:  # noqa: ANN401
+    """y - alpha x as a sum, of which y may be a tensor."""
+    return y + -alpha * x if isinstance(y, complex) else NotImplemented
+
+
 _IN_PARTS: Any = {
     # Torch has no shapes for these where a free size is broadcast.
     **get_decompositions([_ATEN.addcmul, _ATEN.addcdiv, _ATEN.lerp]),
     _ATEN.add.Tensor: _scaled_sum,
+    _ATEN.rsub.Scalar: _from_number,
 }
 
 
@@ -168,6 +175,7 @@ def _followed(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.Grap
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
             graph = make_fx(function, decomposition_table=_IN_PARTS, tracing_mode="real")(*inputs)
             _check_pure(graph, len(inputs))
+            _keep_constants_real(graph)
             graph = make_fx(torch.func.functionalize(graph, remove="mutations"))(*inputs)
     except CtflowError:
         raise
@@ -179,6 +187,51 @@ def _followed(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.Grap
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def _keep_constants_real(graph: fx.GraphModule) -> None:
+    """Complex constants as their parts: the compiler can write down no others."""
+    for node in list(graph.graph.nodes):
+        value: Any = getattr(graph, node.target, None) if node.op == "get_attr" else None
+        if isinstance(value, Tensor) and value.is_complex():
+            for user in list(node.users):
+                whole = _whole(graph, value, user)
+                if user.target is _ATEN.lift_fresh_copy.default:  # as a constant of f itself is
+                    user.replace_all_uses_with(whole)
+                    graph.graph.erase_node(user)
+                else:
+                    user.replace_input_with(node, whole)
+            graph.graph.erase_node(node)
+        if node.op == "call_function" and isinstance(node.target, OpOverload):
+            for i, value in enumerate(node.args):
+                if isinstance(value, complex) and _takes_tensor(node.target, i):
+                    node.update_arg(i, _whole(graph, _as_tensor(value, node), node))
+    graph.recompile()
+
+
+def _as_tensor(value: complex, node: fx.Node) -> Tensor:
+    """A number that stands where an operation takes a tensor: it is of the result's precision."""
+    result = node.meta.get("val")
+    dtype = torch.complex128
+    if isinstance(result, Tensor) and result.is_complex():
+        dtype = result.dtype
+    with unset_fake_temporarily():
+        return torch.tensor(value, dtype=dtype)
+
+
+def _whole(graph: fx.GraphModule, value: Tensor, before: fx.Node) -> fx.Node:
+    """A complex constant, of its parts."""
+    name = f"_parts_{sum(1 for _ in graph.buffers())}"
+    with unset_fake_temporarily():
+        graph.register_buffer(name, torch.view_as_real(value.resolve_conj()).clone())
+    with graph.graph.inserting_before(before):
+        parts = graph.graph.get_attr(name)
+        lifted = graph.graph.call_function(_ATEN.lift_fresh_copy.default, (parts,))
+        return graph.graph.call_function(_ATEN.view_as_complex.default, (lifted,))
+
+
+def _takes_tensor(target: OpOverload, i: int) -> bool:
+    return isinstance(target._schema.arguments[i].type, torch.TensorType)  # pyright: ignore
 
 
 def _check_pure(graph: fx.GraphModule, n_inputs: int) -> None:

@@ -49,10 +49,20 @@ def _square(t: Tensor, y: Tensor) -> Tensor:
     return 0.1 * torch.view_as_real(z**2).reshape(y.shape) + 0.1 * z.conj().imag.mean() - y
 
 
+def _numbers(t: Tensor, y: Tensor) -> Tensor:
+    """A derivative by its spectrum, and a wave: as they are written with Python's numbers."""
+    waves = 1j * torch.arange(7, dtype=y.dtype).unsqueeze(1)
+    slope = torch.fft.irfft(waves * torch.fft.rfft(y, dim=1) * (1 + 0.1j), n=12, dim=1)
+    z = torch.view_as_complex(y.reshape(-1, 18, 2))
+    w = (2 - 1j * z) / (1 + 0.5j) + 0.1j - (z - 0.2j).conj() * t.exp() + torch.sub(1j, z, alpha=2)
+    return 0.1 * slope + 0.1 * torch.view_as_real(w - (0.1 + 0.3j)).reshape(y.shape) - y
+
+
 FIELDS: dict[str, Callable[[], Callable[..., Tensor]]] = {
     "neural operator": Operator,
     "correlation": lambda: _correlation,
     "square": lambda: _square,
+    "numbers": lambda: _numbers,
 }
 
 EVERY_RUN = [(name, "direct") for name in FIELDS] + [("neural operator", "adjoint")]
@@ -101,7 +111,8 @@ def test_a_conjugate_that_is_forgotten_is_noticed(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 @pytest.mark.compiler
 @pytest.mark.parametrize("gradient", ["direct", "adjoint"])
-def test_compiled_it_is_the_same(gradient: str) -> None:
+@pytest.mark.parametrize("name", ["neural operator", "numbers"])
+def test_compiled_it_is_the_same(name: str, gradient: str) -> None:
     """No loop takes complex tensors: parameters, constants and what is kept cross as real ones."""
     torch.manual_seed(0)
-    _check(Operator(), gradient)
+    _check(FIELDS[name](), gradient)
