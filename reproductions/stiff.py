@@ -62,7 +62,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config("smoke", ("Robertson", "heat"), (1e-6,)),
+    "smoke": Config("smoke", ("heat",), (1e-6,)),
     "quick": Config("quick"),
     "full": Config("full", tolerances=tuple(10.0**-k for k in range(3, 10)), exact=1e-10),
 }

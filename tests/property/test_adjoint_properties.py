@@ -93,7 +93,7 @@ def right_or_warned(
             raise AssertionError(f"relative error {off:.1e} without a warning")
 
 
-@settings(max_examples=6)
+@settings(max_examples=3)
 @given(choices=trials(longest=9.0).filter(lambda c: abs(c.times[-1] - c.times[0]) > 5),
        tol=st.sampled_from([1e-5, 1e-6, 1e-7]), coupling=couplings)  # fmt: skip
 def test_beyond_five_lifetimes_it_is_right_or_warns(

@@ -45,7 +45,7 @@ routes = pytest.mark.parametrize(
 
 
 @routes
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(choices=trials())
 @example(choices=BETWEEN_STEPS)
 def test_every_route_gives_the_same_gradient(route: Solver, choices: Choices) -> None:

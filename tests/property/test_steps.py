@@ -46,7 +46,7 @@ def test_the_gradient_does_not_depend_on_who_decides_the_steps(**drawn: Any) -> 
     check_steps("native", **drawn)
 
 
-@settings(max_examples=3)
+@settings(max_examples=2)
 @deciders
 def test_nor_does_it_where_the_solve_is_a_program(**drawn: Any) -> None:  # noqa: ANN401
     """The same on `compiled`, whose programs are run operator by operator here."""

@@ -40,6 +40,7 @@ def test_only_record_and_figure_are_written(results: Path) -> None:
     assert (results / "smoke.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(results: Path, tmp_path: Path) -> None:
     """They leave checkpoints, which the script takes up: every number is the same."""
     ahead = replace(figure.PRESETS["smoke"], workers=2, keep=True, results=tmp_path)

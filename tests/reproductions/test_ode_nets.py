@@ -66,7 +66,13 @@ def test_every_script_has_its_presets(name: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torchdiffeq", pytest.param("scipy", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("figure_1", "figure_3") else pytest.mark.slow)
+        for name in SCRIPTS
+    ],
+)
 def test_the_backend_is_the_only_change_needed(name: str, backend: str, tmp_path: Path) -> None:
     """The same preset runs with another solver, and its record says which."""
     pytest.importorskip(backend)
@@ -88,6 +94,7 @@ def test_the_scripts_run_compiled(name: str, tmp_path: Path) -> None:
     assert all(band["passed"] for band in record["bands"])
 
 
+@pytest.mark.slow
 def test_what_is_learned_does_not_depend_on_the_backend(tmp_path: Path) -> None:
     """A short training by every backend differs from native's by no more than seeds do."""
     pytest.importorskip("torchdiffeq")

@@ -12,6 +12,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.DOT
 NUMBER = re.compile(r"\b\d[\d.]*(?:e[+-]\d+)?")
 
 
+@pytest.mark.once
 def test_the_printed_reports_are_those_of_this_version(capsys: pytest.CaptureFixture[str]) -> None:
     """Counts of steps and the like depend on the machine; words do not."""
     namespace: dict[str, object] = {"__name__": "__main__"}

@@ -8,6 +8,8 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import pytest
+
 FOLDER = Path(__file__).parents[2] / "ctflow/testing/pytest_plugin"
 
 FIELDS = """
@@ -81,6 +83,7 @@ def test_marked_tests_are_checked_and_the_fixture_takes_every_chosen_backend(
     assert "2 failed" in output
 
 
+@pytest.mark.once
 def test_without_a_choice_it_is_every_installed_backend(tmp_path: Path) -> None:
     """Collected, not run."""
     output = run(tmp_path, BACKENDS, "--collect-only", "-qq").stdout

@@ -38,6 +38,7 @@ def test_it_is_found_by_its_entry_point() -> None:
     torch.testing.assert_close(y[1], torch.exp(-torch.ones(3, 2, dtype=FLOAT)))
 
 
+@pytest.mark.once
 def test_it_conforms() -> None:
     """The two lines of a third party's test file."""
     run_backend_conformance("torchode", examples=4)
@@ -67,6 +68,7 @@ def test_a_failed_sample_leaves_the_others_alone() -> None:
     torch.testing.assert_close(found.y[1, ::2], torch.tensor([[1.0], [1 / 3]], dtype=FLOAT))
 
 
+@pytest.mark.once
 def test_a_tolerance_that_is_too_loose_for_it_is_seen() -> None:
     """58 % off in the value at rtol=1e-3; what is recommended is adequate, asked again."""
     found = certify(oscillating(), Solver(backend="torchode", rtol=1e-3, atol=1e-6))

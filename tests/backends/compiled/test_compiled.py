@@ -55,6 +55,7 @@ def _gradients(f: Field, y0: Tensor, t: Tensor, solver: Solver) -> tuple[Tensor,
     return solution.y.detach(), flat, solution.stats.forward.n_steps
 
 
+@pytest.mark.once
 @pytest.mark.compiler
 def test_values_gradients_and_steps_are_those_of_native() -> None:
     """Programs serve every value, time, direction and instance."""
@@ -229,7 +230,6 @@ def test_what_torch_writes_into_its_options_is_not_seen_again(
     assert given[0] == given[1]
 
 
-@pytest.mark.slow
 @pytest.mark.compiler
 def test_a_program_is_found_again_whether_another_was_compiled_before_or_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

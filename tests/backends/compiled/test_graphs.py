@@ -331,7 +331,7 @@ class _Parts(_Pieces):
     [
         ("shared", "checkpointed", False),
         ("per_sample", "checkpointed", True),
-        ("per_sample", "adjoint", False),
+        pytest.param("per_sample", "adjoint", False, marks=pytest.mark.slow),
         pytest.param("shared", "direct", False, marks=pytest.mark.slow),
         pytest.param("per_sample", "checkpointed", False, marks=pytest.mark.slow),
         pytest.param("shared", "checkpointed", True, marks=pytest.mark.slow),

@@ -90,7 +90,7 @@ def check_agrees(solver: Solver, grid: list[float], jumps: tuple[float, ...] = (
         pytest.param("pid", "per_sample", "checkpointed", marks=pytest.mark.slow),
         pytest.param("pid", "shared", "direct", marks=pytest.mark.slow),
         ("vern7", "per_sample", "checkpointed"),
-        ("dopri8", "shared", "checkpointed"),
+        pytest.param("dopri8", "shared", "checkpointed", marks=pytest.mark.slow),
         ("dop853", "shared", "direct"),
         pytest.param("dop853", "shared", "adjoint", marks=pytest.mark.slow),
     ],

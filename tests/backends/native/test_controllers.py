@@ -318,7 +318,7 @@ def test_a_control_of_ones_own_refuses_a_controller_beside_it() -> None:
         run(decay, Y0, [0.0, 1.0], backend=NativeBackend(control=Fixed(0.1)), controller="pi")
 
 
-@pytest.mark.parametrize("controller", ["i", "pid"])
+@pytest.mark.parametrize("controller", ["i", pytest.param("pid", marks=pytest.mark.slow)])
 def test_a_limit_that_never_binds_changes_no_adjoint(controller: str) -> None:
     """A sample that has arrived takes steps of length 0, which are no step below the least."""
     generator = torch.Generator().manual_seed(0)

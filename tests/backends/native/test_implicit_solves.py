@@ -45,6 +45,7 @@ class Stiff:
         return get("native").solve(problem, solver)
 
 
+@pytest.mark.slow
 def test_the_backend_conforms_with_it() -> None:
     """Values, failures, statistics, gradients, second derivatives, on every route that it has."""
     assert run_backend_conformance(Stiff(), method="rodas5p", examples=1).ok
