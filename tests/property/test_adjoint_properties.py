@@ -114,7 +114,7 @@ def test_beyond_five_lifetimes_it_is_right_or_warns(
     right_or_warned(*parts, len(caught), max(1e-3, min(trial.amplified(tol), drift.WRONG)))
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     name=st.sampled_from(sorted(drift.PROBLEMS)),
     share=st.floats(0.1, 1.0),

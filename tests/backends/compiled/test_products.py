@@ -81,7 +81,8 @@ class _Product(nn.Module):
         return (by_blocks(a, b),)
 
 
-@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
 def test_every_shape_is_multiplied_right_as_it_lies_and_transposed(
     threads: int, caplog: pytest.LogCaptureFixture
 ) -> None:
