@@ -9,7 +9,7 @@ run_tests = . ./.ci/compiler.sh && PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 # Not what takes long and was run, of many cases three, and of compiled's own tests those that say
 # what happens under python -O, and a sample.
 fewer = -m 'not once' --few --ignore-glob='tests/backends/compiled/test_[!c]*'
-pytest = $(python) -m pytest -p xdist -p hypothesispytest -n 2 --dist worksteal
+pytest = $(python) -m pytest -p xdist -p hypothesispytest --dist worksteal -n 2
 
 .PHONY: help environment reproduce test lint types docs unit optimized bare clean
 .NOTPARALLEL:

@@ -16,6 +16,10 @@ NEEDS = {
     "docs/plotting.md": "matplotlib",
     "docs/tutorials/ode_net.md": "sklearn",
 }
+SLOW = {
+    "docs/compiled.md": [pytest.mark.compiler, pytest.mark.slow],
+    "docs/testing.md": [pytest.mark.slow],  # in every run by testing/test_document.py
+}
 # The whole line that opens a block must be "```python": any other is shown and not run.
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -25,9 +29,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 @pytest.mark.parametrize(
     "document",
     [
-        pytest.param(
-            path, marks=[pytest.mark.compiler, pytest.mark.slow] if path.stem == "compiled" else []
-        )
+        pytest.param(path, marks=SLOW.get(path.relative_to(ROOT).as_posix(), []))
         for path in DOCUMENTS
     ],
     ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS],

@@ -164,6 +164,7 @@ def test_importing_ctflow_imports_no_other_solver_and_no_compiler() -> None:
     assert run(code) == "[]"
 
 
+@pytest.mark.once
 def test_a_missing_library_leaves_the_rest_usable() -> None:
     """Where torchdiffeq cannot be imported, native works and the message says what is missing."""
     code = (

@@ -35,6 +35,7 @@ def test_every_installed_backend_has_its_rows() -> None:
     assert all(row.n_bytes is not None and row.n_bytes > 0 for row in table.rows)
 
 
+@pytest.mark.slow
 def test_the_adjoint_keeps_less_than_direct() -> None:
     """Memory is that of tensors alive at once: of many steps, or of those few that wait."""
     wanted = [Solver(gradient="direct"), Solver(gradient="adjoint")]
