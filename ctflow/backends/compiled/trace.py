@@ -22,7 +22,7 @@ from ctflow.backends.compiled.reads import Reads
 from ctflow.backends.field import Field
 from ctflow.errors import CtflowError, InvalidProblem, Unsupported
 from ctflow.problem import ODEProblem
-from ctflow.state import Layout
+from ctflow.state import Layout, as_real
 
 __all__ = ["Traced", "graph_of", "trace"]
 
@@ -35,7 +35,7 @@ def _scaled_sum(x: Tensor, y: Any, alpha: float = 1) -> Any:  # noqa: ANN401
 
 
 def _from_number(x: Tensor, y: complex, alpha: float = 1) -> Any:  # noqa: ANN401
-    """y - alpha x as a sum, of which y may be a tensor."""
+    """y - alpha x as a sum, in which y stands where a tensor may."""
     return y + -alpha * x if isinstance(y, complex) else NotImplemented
 
 
@@ -223,7 +223,7 @@ def _whole(graph: fx.GraphModule, value: Tensor, before: fx.Node) -> fx.Node:
     """A complex constant, of its parts."""
     name = f"_parts_{sum(1 for _ in graph.buffers())}"
     with unset_fake_temporarily():
-        graph.register_buffer(name, torch.view_as_real(value.resolve_conj()).clone())
+        graph.register_buffer(name, as_real(value).clone())
     with graph.graph.inserting_before(before):
         parts = graph.graph.get_attr(name)
         lifted = graph.graph.call_function(_ATEN.lift_fresh_copy.default, (parts,))
